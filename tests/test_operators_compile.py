@@ -1,0 +1,51 @@
+"""The operators as torch sees them: schema, shape functions, torch.compile without a graph break."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from conan_fast import cosent, info_nce, soft_mask_attention, soft_mask_attention_varlen
+
+OFFSETS = torch.tensor([0, 5, 5, 17], dtype=torch.int32)
+
+
+def random_qkv(*tokens):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(*tokens, heads, 8, generator=generator) for heads in (6, 2, 2)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("alpha_tensor", [None, torch.tensor(0.3)])
+def test_attention_operators(packed, alpha_tensor):
+    q, k, v = random_qkv(17) if packed else random_qkv(3, 17)
+    settings = (OFFSETS if packed else None, 12, 0.3, alpha_tensor, "key", 0.35, False, "torch")
+    opcheck(torch.ops.conan_fast.attention_forward.default, (q, k, v, *settings))
+    out, logsumexp = torch.ops.conan_fast.attention_forward(q, k, v, *settings)
+    opcheck(torch.ops.conan_fast.attention_backward.default, (out.clone(), q, k, v, out, logsumexp, *settings))
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_info_nce_operator(with_gradients, dtype):
+    x = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    shared, private, ids = x.repeat(2, 1), x[:, None].repeat(1, 2, 1), torch.arange(7)
+    arguments = (x, x.clone(), shared, private, torch.tensor(0.1), ids, ids, None, None, [4, 8], [1.0, 2.0], 0, 7)
+    opcheck(torch.ops.conan_fast.info_nce_sweep.default, (*arguments, with_gradients, "torch"))
+
+
+def all_operators(q, k, v, alpha):
+    padded = soft_mask_attention(q, k, v, alpha).square().sum()
+    packed = soft_mask_attention_varlen(q[0], k[0], v[0], OFFSETS, 12, alpha).square().sum()
+    dims = {"dims": [8, 4], "temperature": 0.1}
+    contrastive = info_nce(q[:, 0, 0], k[:, 0, 0], v[:, 0], negative_scope="private", **dims).loss
+    return padded + packed + contrastive + cosent(q[:, 0, 0], k[:, 0, 0], torch.arange(3), **dims)
+
+
+@pytest.mark.parametrize("alpha", [0.3, torch.tensor(0.3)])
+def test_compile_without_graph_break(alpha):
+    inputs = [x.requires_grad_() for x in random_qkv(3, 17)]
+    compiled = torch.compile(all_operators, fullgraph=True, backend="aot_eager")
+    eager = torch.autograd.grad(all_operators(*inputs, alpha), inputs)
+    traced = torch.autograd.grad(compiled(*inputs, alpha), inputs)
+    for mine, other in zip(traced, eager, strict=True):
+        torch.testing.assert_close(mine, other)

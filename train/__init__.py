@@ -1,0 +1,1 @@
+"""Conan-Embedding-v2's training, from the tokenizer to the evaluated embedder: `python -m train --help`."""

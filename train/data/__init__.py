@@ -1,0 +1,1 @@
+"""Training data: the built-in corpus, and anybody's own."""

@@ -1,0 +1,79 @@
+"""The BM25 baseline, on the same tasks and the same metrics as the encoders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .search import LocalSearch
+
+# Runs of letters, marks and digits. `\w` would not do: it breaks Hindi, Bengali, Khmer and Thai words at vowel signs.
+_WORD = r"[\p{L}\p{M}\p{N}]+"
+# Scripts written without spaces between words: Han with the kana, Thai, Lao, Burmese, Khmer.
+_NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+
+
+@cache
+def _splitter() -> Any:
+    """Normaliser and word splitter of the `tokenizers` library: NFKC, lower case, words cut where the script changes.
+
+    The cut at a change of script lets BM25 find a Latin name that stands in Chinese or Thai text without spaces.
+    """
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    words = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    return normalizer, pre_tokenizers.Sequence([words, pre_tokenizers.UnicodeScripts()])
+
+
+# nDCG@10 of heading -> section over 700 sections of the Django documentation: 0.699 with neither stop words nor
+# stemming, 0.701 with stop words, 0.733 with stemming, 0.737 with both (0.734 with the longer list of stop words).
+# Mean over 25 languages of message retrieval, in the same order: 0.187, 0.193, 0.197, 0.203 (0.196).
+@cache
+def _english() -> tuple[frozenset[str], Any]:
+    import Stemmer
+    from bm25s.tokenization import STOPWORDS_EN
+
+    return frozenset(STOPWORDS_EN), Stemmer.Stemmer("english")
+
+
+def tokenize(text: str) -> list[str]:
+    """The terms of a text.
+
+    Words in lower case, without English stop words, reduced by the English Snowball stemmer (which leaves words in
+    other scripts alone). A run in a script without spaces becomes its overlapping pairs of characters, the usual
+    treatment of Chinese and Japanese in search engines; a single character stays as it is.
+    """
+    normalizer, splitter = _splitter()
+    stop_words, stemmer = _english()
+    terms: list[str] = []
+    for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+        if _NO_SPACES.match(word):
+            terms += [word[i : i + 2] for i in range(max(len(word) - 1, 1))]
+        elif word not in stop_words:
+            terms.append(stemmer.stemWord(word))
+    return terms
+
+
+class BM25Search(LocalSearch):
+    """Okapi BM25 by `bm25s` with its default parameters (Lucene's variant, k1 = 1.5, b = 0.75)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._retriever: Any = None
+
+    def set_corpus(self, texts: Sequence[str]) -> None:
+        import bm25s
+
+        self._retriever = bm25s.BM25()
+        # bm25s cannot index a corpus without a single term, so a document without terms holds the empty one.
+        self._retriever.index([tokenize(text) or [""] for text in texts], show_progress=False)
+
+    def rank(self, queries: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        terms = [tokenize(query) for query in queries]
+        indices, scores = self._retriever.retrieve(terms, k=top_k, show_progress=False)
+        return indices, scores

@@ -1,0 +1,27 @@
+"""Keep the global random number generators as they are while mteb runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Restore the states of `random`, `numpy.random` and torch (CPU, and CUDA where it is in use) on leaving.
+
+    mteb seeds all of them on import, for every task and for every evaluator. Without this, an evaluation between two
+    training steps would change the dropout and the batches that follow.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,111 @@
+"""Scores of several models side by side: a table for the terminal, JSON for the disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .scores import Scores, TaskScores
+from .tasks import CROSSLINGUAL_MESSAGES, DOCUMENT_TREE_STS, HEADING_TO_SECTION
+
+_TASK_TITLES = {
+    HEADING_TO_SECTION: "heading -> section",
+    CROSSLINGUAL_MESSAGES: "cross-lingual",
+    DOCUMENT_TREE_STS: "STS",
+}
+_METRIC_TITLES = {"ndcg_at_10": "nDCG@10", "spearman": "Spearman", "cosine_spearman": "Spearman"}
+
+
+def print_report(results: Mapping[str, Scores], *, languages: bool = False, console: Console | None = None) -> None:
+    """Print `score_table`, and `language_table` after it where asked for and there is one."""
+    console = console or Console()
+    console.print(score_table(results))
+    if languages:
+        for task in _tasks(results):
+            if any(task in scores.tasks and scores[task].languages for scores in results.values()):
+                console.print(language_table(results, task))
+
+
+def score_table(results: Mapping[str, Scores]) -> Table:
+    """One row per model or stage, in the order given, with the main score of each task.
+
+    A multilingual task has two columns: the mean over all its languages, and over those not in the Latin script. "-"
+    stands where a model has no score (BM25 on STS).
+    """
+    columns: dict[str, tuple[str, str]] = {}
+    for task, example in _tasks(results).items():
+        title = f"{_TASK_TITLES.get(task, task)}\n{_METRIC_TITLES.get(example.main, example.main)}"
+        all_of_them = f"\nmean of {len(example.languages)}" if example.languages else ""
+        columns[f"{title}{all_of_them}"] = task, "metrics"
+        if example.non_latin:
+            columns[f"{title}\nnon-Latin scripts"] = task, "non_latin"
+    table = Table("model")
+    for title in columns:
+        table.add_column(title, justify="right")
+    for model, scores in results.items():
+        table.add_row(model, *(_shown(_number(scores, *column)) for column in columns.values()))
+    return table
+
+
+def language_table(results: Mapping[str, Scores], task: str) -> Table:
+    """One row per language, one column per model: the task's main score."""
+    models = {model: scores[task] for model, scores in results.items() if task in scores.tasks}
+    table = Table("language", title=_TASK_TITLES.get(task, task))
+    for model in models:
+        table.add_column(model, justify="right")
+    for language in dict.fromkeys(language for scores in models.values() for language in scores.languages):
+        values = (scores.languages.get(language, {}).get(scores.main) for scores in models.values())
+        table.add_row(language, *map(_shown, values))
+    return table
+
+
+def save_report(path: str | os.PathLike[str], results: Mapping[str, Scores]) -> None:
+    """Write the results as JSON. A reader sees the old file or the whole new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    content = {model: scores.to_dict() for model, scores in results.items()}
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_report(path: str | os.PathLike[str]) -> dict[str, Scores]:
+    """Read what `save_report` wrote.
+
+    Raises:
+        ValueError: the file holds something else; the message names it.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {model: Scores.from_dict(scores) for model, scores in content.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a report of train.evaluation ({error!r})") from error
+
+
+def _tasks(results: Mapping[str, Scores]) -> dict[str, TaskScores]:
+    """Each task of any model, with one model's scores as an example."""
+    return {task: scores for model in results.values() for task, scores in model.tasks.items()}
+
+
+def _number(scores: Scores, task: str, group: str) -> float | None:
+    entry = scores.tasks.get(task)
+    if entry is None:
+        return None
+    metrics: dict[str, float] = getattr(entry, group)
+    return metrics.get(entry.main)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else "undefined" if math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,141 @@
+"""The one training loop, for all stages: each stage says what a step's loss is, the loop does the rest."""
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from train.interrupt import StoppedByUser, StopRequest
+from train.metrics import Metrics, Values
+from train.recipe import StageRecipe
+
+R = TypeVar("R", bound=StageRecipe)
+
+
+class Stage(ABC, Generic[R]):
+    """One training stage. `step` counts from 0 and is the number of optimiser steps already done."""
+
+    name: str
+    recipe: R
+
+    @abstractmethod
+    def backward(self, model: LlamaForCausalLM, step: int) -> tuple[Values, int]:
+        """Draw the step's batch, add its gradients to the parameters.
+
+        Returns:
+            What to report (at least "loss") and the number of tokens.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Counters that a checkpoint must hold (JSON)."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None: ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Arrays that a checkpoint must hold."""
+        return {}
+
+
+def learning_rate(recipe: StageRecipe, step: int) -> float:
+    """The rate of step `step`: linear warm-up from 0, then the decay down to min_rate of the peak."""
+    warmup = max(1, round(recipe.warmup * recipe.steps))
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, recipe.steps - warmup)
+    left = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[recipe.decay]
+    return recipe.learning_rate * (recipe.min_rate + (1 - recipe.min_rate) * left)
+
+
+def make_optimizer(model: LlamaForCausalLM, recipe: StageRecipe) -> torch.optim.AdamW:
+    """AdamW; gains of norms (vectors) are not decayed."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+
+
+def run_stage(stage: Stage[Any], model: LlamaForCausalLM, folder: Path, *, resume: bool) -> None:
+    """Train `model` in place through all steps of the stage; checkpoints and metrics go to `folder`.
+
+    Raises:
+        StoppedByUser: after Ctrl-C or SIGTERM, with everything saved.
+        FloatingPointError: if a loss or gradient is not finite (the last checkpoint is from before it).
+        ValueError: if the checkpoint to resume from belongs to another recipe.
+    """
+    recipe = stage.recipe
+    optimizer = make_optimizer(model, recipe)
+    checkpoints = folder / "checkpoints"
+    done, pending = 0, []
+    newest = newest_checkpoint(checkpoints) if resume else None
+    if newest is not None:
+        loaded = load_checkpoint(newest, model, optimizer)
+        _same_recipe(loaded.state["recipe"], recipe, newest)
+        stage.load_state(loaded.state["stage"], loaded.tensors)
+        done, pending = loaded.step, loaded.state["pending_metrics"]
+
+    with (
+        Metrics(folder, stage.name, total_steps=recipe.steps, done_steps=done, log_every=recipe.log_every) as metrics,
+        StopRequest() as stop,
+    ):
+        metrics.load_state(pending)
+
+        def save(step: int) -> None:
+            state = {
+                "recipe": recipe.model_dump(mode="json"),
+                "stage": stage.state(),
+                "pending_metrics": metrics.state(),
+            }
+            save_checkpoint(checkpoints, Checkpoint(step, state, stage.tensors()), model, optimizer)
+
+        for step in range(done, recipe.steps):
+            values, tokens = _step(stage, model, optimizer, step)
+            metrics.add(step + 1, values, tokens=tokens)
+            if stop.requested:
+                save(step + 1)
+                raise StoppedByUser(f"stopped after step {step + 1} of {recipe.steps} of {stage.name}")
+            if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+                save(step + 1)
+
+
+def _step(
+    stage: Stage[Any], model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int
+) -> tuple[Values, int]:
+    rate = learning_rate(stage.recipe, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    values, tokens = stage.backward(model, step)
+    # A NaN must not reach the weights. The norm is read only on the CPU or every log_every steps: reading waits.
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.recipe.max_grad_norm)
+    if (norm.device.type == "cpu" or step % stage.recipe.log_every == 0) and not math.isfinite(float(norm)):
+        raise FloatingPointError(
+            f"{stage.name}: the gradient of step {step + 1} is {float(norm)} (loss {float(values['loss'])}); "
+            "lower the learning rate, or look at the data of this step"
+        )
+    optimizer.step()
+    return {**values, "learning_rate": rate, "grad_norm": norm}, tokens
+
+
+def _same_recipe(saved: dict[str, Any], recipe: StageRecipe, path: Path) -> None:
+    now = recipe.model_dump(mode="json")
+    changed = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+    if changed:
+        raise ValueError(
+            f"{path}: was written with other values of {', '.join(changed)}; "
+            "resume with the recipe it was started with, or start again with --overwrite"
+        )
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast where it was asked for or, with "auto", where a GPU has it; else nothing."""
+    if precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()

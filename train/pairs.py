@@ -1,0 +1,75 @@
+"""Pair rows as numbers: each distinct text once, and a group for the texts that must not be each other's negatives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.languages import sampling_shares
+from train.data.rows import Pair
+from train.recipe import Source
+from train.sampling import Grouped
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """n pairs over m distinct texts."""
+
+    texts: list[str]
+    queries: NDArray[np.int64]  # [n] index into texts
+    positives: NDArray[np.int64]  # [n]
+    negatives: list[NDArray[np.int64]]  # [n][*] the hard negatives that came with the rows
+    groups: NDArray[np.int64]  # [m]; a query's answers and a positive's queries all bear one number
+    languages: list[str]  # [n] of the query
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @staticmethod
+    def of(rows: Sequence[Pair]) -> "PairTable":
+        """Index the rows; texts that differ only in surrounding white space are one."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        index: dict[str, int] = {}
+
+        def number(text: str) -> int:
+            return index.setdefault(text.strip(), len(index))
+
+        queries = np.array([number(row.query) for row in rows], dtype=np.int64)
+        positives = np.array([number(row.positive) for row in rows], dtype=np.int64)
+        negatives = [np.array([number(t) for t in row.negatives], dtype=np.int64) for row in rows]
+        # Two sections under the same heading are both right answers to it, and one message has a query per language:
+        # whatever is connected through pairs is one group, and no member is a negative for another.
+        links = coo_matrix((np.ones(len(rows)), (queries, positives)), shape=(len(index), len(index)))
+        _, groups = connected_components(links, directed=False)
+        return PairTable(
+            list(index), queries, positives, negatives, groups.astype(np.int64), [row.language for row in rows]
+        )
+
+    def sampler(self, source: Source, seed: Sequence[int]) -> Grouped:
+        """Rows in random order, languages by the source's shares.
+
+        Raises:
+            ValueError: if no language of the rows is in the paper's table 7, and its shares were asked for.
+        """
+        everything = np.arange(len(self))
+        if source.shares == "rows":
+            return Grouped({"all": everything}, {"all": 1.0}, seed)
+        languages = np.array(self.languages)
+        by_language = {str(name): everything[languages == name] for name in np.unique(languages)}
+        shares: Mapping[str, float] = sampling_shares(by_language)
+        return Grouped(by_language, shares, seed)
+
+    def only(self, keep: NDArray[np.bool_]) -> "PairTable":
+        """The pairs where `keep` [n] is true, over the same texts and groups."""
+        kept = np.flatnonzero(keep)
+        return PairTable(
+            self.texts,
+            self.queries[kept],
+            self.positives[kept],
+            [self.negatives[i] for i in kept],
+            self.groups,
+            [self.languages[i] for i in kept],
+        )

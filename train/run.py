@@ -1,0 +1,136 @@
+"""One run: its folder, its device, its data, and how each stage starts and ends.
+
+    runs/NAME/
+      recipe.json                      the recipe as it was used
+      tokenizer/                       files of the tokenizer
+      pretrain/  sft/  weak/  supervised/
+        metrics.jsonl  speed.jsonl  tensorboard/  checkpoints/
+        model/                         the finished stage; loads with AutoModel (and, from weak on, SentenceTransformer)
+      mine/pools.safetensors           hard negatives
+      scores.json  summary.png
+"""
+
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from train.data.load import load_rows
+from train.data.rows import Row
+from train.files import atomic_folder, write_json
+from train.model import build_model, load_model, save_model
+from train.recipe import Recipe, RecipeError, Source
+from train.tokenizer import load_tokenizer
+
+# Each training stage, the one whose model it starts from, and whether its model is causal.
+STAGES: dict[str, tuple[str | None, bool]] = {
+    "pretrain": (None, True),
+    "sft": ("pretrain", True),
+    "weak": ("sft", False),
+    "supervised": ("weak", False),
+}
+
+
+class Run:
+    """Where a recipe's run lives.
+
+    Args:
+        resume: go on from the newest checkpoint of a stage, and keep finished stages.
+        overwrite: start a stage again although its folder holds something.
+    """
+
+    def __init__(self, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.recipe, self.resume, self.overwrite = recipe, resume, overwrite
+        self.folder = recipe.folder
+        self.device = _device(recipe.device)
+        random.seed(recipe.seed)
+        np.random.seed(recipe.seed)
+        torch.manual_seed(recipe.seed)
+        write_json(self.folder / "recipe.json", recipe.model_dump(mode="json"))
+
+    def begin(self, part: str, result: str) -> bool:
+        """Prepare the folder of a part (a stage, "tokenizer", "mine"); False if it is finished and resumed.
+
+        Raises:
+            RecipeError: if there is something in the folder and neither resume nor overwrite was asked for.
+        """
+        folder = self.folder / part
+        if self.resume and (folder / result).exists():
+            return False
+        if not self.resume and folder.exists() and any(folder.iterdir()):
+            if not self.overwrite:
+                raise RecipeError(
+                    f"{folder} holds an earlier run; add --resume to go on with it or --overwrite to start again"
+                )
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        return True
+
+    def rows(self, source: Source, kind: type[Row]) -> list[Row]:
+        """All rows of a source."""
+        return load_rows(source.path, kind, split=source.split, columns=source.columns)
+
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.folder / "tokenizer")
+
+    def untrained_model(self) -> LlamaForCausalLM:
+        """The model as pretraining starts it: random weights that follow from the seed."""
+        torch.manual_seed(self.recipe.seed)
+        return build_model(self.recipe.model, self.tokenizer().get_vocab_size()).to(self.device)
+
+    def start_model(self, stage: str) -> LlamaForCausalLM:
+        """The model a stage starts from.
+
+        Raises:
+            FileNotFoundError: if the stage before was not finished.
+        """
+        before = STAGES[stage][0]
+        return self.untrained_model() if before is None else self.finished_model(before)
+
+    def finished_model(self, stage: str) -> LlamaForCausalLM:
+        folder = self.folder / stage / "model"
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not there; first run: python -m train {stage}")
+        return load_model(folder).to(self.device)
+
+    def save_finished(self, stage: str, model: LlamaForCausalLM) -> Path:
+        """Write the stage's model beside its tokenizer, ready for AutoModel and SentenceTransformer."""
+        target = self.folder / stage / "model"
+        is_causal = STAGES[stage][1]
+        with atomic_folder(target) as partial:
+            save_model(model, partial, is_causal=is_causal)
+            for file in (self.folder / "tokenizer").iterdir():
+                shutil.copy(file, partial)
+            if not is_causal:
+                from conan_fast.integrations.sentence_transformers import write_module_files
+
+                write_module_files(partial, model.config.hidden_size, self.recipe.evaluate.max_length)
+        return target
+
+
+def need_sources(stage: str, sources: Sequence[Source]) -> None:
+    """Raises RecipeError where a stage has no data."""
+    if not sources:
+        raise RecipeError(
+            f"{stage}.sources: is empty; name at least one in the recipe, e.g.\n"
+            f'  [[{stage}.sources]]\n  path = "my_data.jsonl"'
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RecipeError(f'device: {name!r} is none; taken are "auto", "cpu", "cuda", "cuda:1", ...') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"device: {name!r} was asked for, but torch {torch.__version__} sees no GPU")
+    return device
+
+

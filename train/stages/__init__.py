@@ -1,0 +1,1 @@
+"""The paper's stages, one file each: pretrain and sft (language_model), weak, mine, supervised."""
