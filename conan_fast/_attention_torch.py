@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._numerics import exp_
 from .soft_mask import above_diagonal
 
 # Bound on the two score-sized buffers that live at once (weights and their gradient). On a CPU they should stay in the
@@ -70,7 +71,7 @@ def forward(
             block = slice(rows.start * group, rows.stop * group)
             weights = _scores(query[:, block], key[:, keys], bias, chunk.sequences, group)
             largest = weights.amax(-1, keepdim=True)
-            weights.sub_(largest).exp_()
+            exp_(weights.sub_(largest))
             total = weights.sum(-1, keepdim=True)
             part[:, block] = torch.bmm(weights, value[:, keys]).div_(total)
             part_logsumexp[:, block] = total.log_().add_(largest).squeeze(-1)
@@ -110,7 +111,7 @@ def backward(
         for rows, keys, bias in _row_blocks(chunk, heads, group, mask, query):
             block = slice(rows.start * group, rows.stop * group)
             weights = _scores(query[:, block], key[:, keys], bias, chunk.sequences, group)
-            weights.sub_(norm[:, block]).exp_()
+            exp_(weights.sub_(norm[:, block]))
             grad_value[:, keys].baddbmm_(weights.transpose(1, 2), grad[:, block])
             grad_scores = torch.bmm(grad[:, block], value[:, keys].transpose(1, 2))
             grad_scores.sub_(delta[:, block]).mul_(weights)

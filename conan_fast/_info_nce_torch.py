@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import _checks
 from ._norms import inverse, prefix_inverse_norms, subtract_norm_part
+from ._numerics import exp_, logsumexp
 
 # Bound on everything here but inputs, gradients and O(N + M) statistics.
 WORKSPACE_BYTES = 256 << 20
@@ -146,7 +147,7 @@ def _score(chunk: Chunk, problem: Problem, workspace: Tensor | None) -> None:
             scores.mul_(source.inverse_norms[m, columns])
             if left_out is not None:
                 scores.masked_fill_(left_out, _lowest(scores.dtype))
-            chunk.logsumexp[m] = torch.logaddexp(chunk.logsumexp[m], scores.logsumexp(1))
+            chunk.logsumexp[m] = torch.logaddexp(chunk.logsumexp[m], logsumexp(scores))
             if own is not None:
                 chunk.own[m, own[0]] = scores[own].diagonal()
 
@@ -159,7 +160,7 @@ def _differentiate(chunk: Chunk, problem: Problem, workspace: Tensor | None) -> 
         grad: Tensor | None = None  # H_m
         for m in reversed(range(len(problem.segments))):
             low, high = problem.segments[m]
-            weights = (stored[m] - chunk.logsumexp[m][:, None]).exp_()
+            weights = exp_(stored[m] - chunk.logsumexp[m][:, None])
             if own is not None:
                 weights[own].diagonal().sub_(1)
             weights.mul_(problem.weights[m] / problem.total)
@@ -196,13 +197,13 @@ class PrivateNegatives:
 
     def differentiate(self, chunk: Chunk, problem: Problem) -> Tensor:
         """Their gradient [R, K, D]; adds to the chunk's own."""
-        weights = (self.scores - chunk.logsumexp[..., None]).exp_()
+        weights = exp_(self.scores - chunk.logsumexp[..., None])
         for m, weight in enumerate(problem.weights):
             weights[m] *= weight / problem.total
         weighted = weights * self.scores
         chunk.weighted += weighted.sum(2)
         weights *= self.inverse_norms * (chunk.inverse_norms / problem.temperature)[..., None]
-        result = torch.empty_like(self.features)
+        result = torch.zeros_like(self.features)  # numbers past the largest dim have no gradient
         for m, (low, high) in enumerate(problem.segments):
             grad = weights[m:].sum(0)
             chunk.grad[:, low:high] += torch.einsum("nk,nkd->nd", grad, self.features[..., low:high])

@@ -42,9 +42,7 @@ def pretrain(run: Run) -> None:
     def build(tokens: Tokenizer) -> Pretrain:
         recipe = run.recipe.pretrain
         texts = [[row.text for row in run.rows(source, Text)] for source in recipe.sources]
-        return Pretrain(
-            recipe, texts, tokens, seed=run.recipe.seed, device=run.device, precision=run.recipe.precision
-        )
+        return Pretrain(recipe, texts, tokens, seed=run.recipe.seed, device=run.device, precision=run.recipe.precision)
 
     _train(run, "pretrain", build)
 

@@ -30,7 +30,12 @@ class ModelEncoder:
         progress: str = "",
     ) -> None:
         self.model, self.tokenizer, self.alpha = model, tokenizer, alpha
-        self.max_length, self.batch_tokens, self.precision, self.progress = max_length, batch_tokens, precision, progress
+        self.max_length, self.batch_tokens, self.precision, self.progress = (
+            max_length,
+            batch_tokens,
+            precision,
+            progress,
+        )
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -88,5 +88,3 @@ def evaluate_run(run: Run, names: Sequence[str], *, languages: bool) -> None:
     results = {finished[-1]: evaluate_named(stage_encoder(run, finished[-1]), list(names))}
     save_report(run.folder / "scores-mteb.json", results)
     print_report(results, languages=languages)
-
-

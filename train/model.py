@@ -1,7 +1,7 @@
 """The model: transformers' Llama with the soft-masked attention, packed batches and mean pooling.
 
 The paper names neither norm, activation, position encoding nor pooling; RMSNorm, SwiGLU, RoPE (the Llama block) and
-mean pooling are our choice. Embeddings are tied, as the paper's parameter count implies.
+mean pooling are our choice. Embeddings are tied by default, as the paper's parameter count implies.
 """
 
 import json
@@ -34,7 +34,7 @@ def build_model(recipe: ModelRecipe, vocab_size: int) -> LlamaForCausalLM:
         max_position_embeddings=recipe.max_position_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         initializer_range=recipe.initializer_range,
-        tie_word_embeddings=True,
+        tie_word_embeddings=recipe.tie_word_embeddings,
         use_cache=False,
         bos_token_id=None,
         eos_token_id=0,

@@ -60,6 +60,7 @@ class ModelRecipe(Strict):
     max_position_embeddings: int = Field(32_768, ge=2)
     rope_theta: float = Field(10_000.0, gt=0)
     initializer_range: float = Field(0.02, gt=0)
+    tie_word_embeddings: bool = Field(True, description="the paper's parameter count implies tied embeddings")
 
     @model_validator(mode="after")
     def _heads(self) -> "ModelRecipe":
@@ -255,10 +256,7 @@ def _set(tree: dict[str, Any], field: str, value: Any) -> None:
     *parents, last = field.split(".")
     node: Any = tree
     for depth, key in enumerate(parents):
-        if isinstance(node, list):
-            node = node[_position(node, key, field)]
-        else:
-            node = node.setdefault(key, {})
+        node = node[_position(node, key, field)] if isinstance(node, list) else node.setdefault(key, {})
         if not isinstance(node, dict | list):
             raise RecipeError(f"{field}: {'.'.join(parents[: depth + 1])} is a value, it has no fields")
     if isinstance(node, list):

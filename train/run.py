@@ -1,13 +1,13 @@
 """One run: its folder, its device, its data, and how each stage starts and ends.
 
-    runs/NAME/
-      recipe.json                      the recipe as it was used
-      tokenizer/                       files of the tokenizer
-      pretrain/  sft/  weak/  supervised/
-        metrics.jsonl  speed.jsonl  tensorboard/  checkpoints/
-        model/                         the finished stage; loads with AutoModel (and, from weak on, SentenceTransformer)
-      mine/pools.safetensors           hard negatives
-      scores.json  summary.png
+runs/NAME/
+  recipe.json                      the recipe as it was used
+  tokenizer/                       files of the tokenizer
+  pretrain/  sft/  weak/  supervised/
+    metrics.jsonl  speed.jsonl  tensorboard/  checkpoints/
+    model/                         the finished stage; loads with AutoModel (and, from weak on, SentenceTransformer)
+  mine/pools.safetensors           hard negatives
+  scores.json  summary.png
 """
 
 import random
@@ -132,5 +132,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError(f"device: {name!r} was asked for, but torch {torch.__version__} sees no GPU")
     return device
-
-

@@ -1,4 +1,4 @@
-"""Stage 3: weakly supervised embedding. In-batch InfoNCE (eq. 1) while the soft mask goes from causal to bidirectional."""
+"""Stage 3: weakly supervised embedding, in-batch InfoNCE (eq. 1) while the mask turns from causal to bidirectional."""
 
 from collections.abc import Sequence
 from typing import Any
