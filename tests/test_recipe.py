@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_refused_by_name(field: str, value: str, expected: 
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="one of: conan-1.4b, tiny"):
+    with pytest.raises(RecipeError, match=r"one of: conan-1\.4b, tiny"):
         load_recipe("big")
     broken = tmp_path / "broken.toml"
     broken.write_text("name = ")

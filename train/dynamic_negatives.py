@@ -24,8 +24,8 @@ class ReplacementRule:
 class DynamicNegatives:
     """The K negatives in use of each of n pairs, and where each pair stands in its pool.
 
-    Scores are read off the loss (`info_nce(...).negative_scores`), so that watching costs no extra forward. A pair whose
-    pool is used up keeps what it has.
+    Scores are read off the loss (`info_nce(...).negative_scores`), so watching costs no extra forward. A pair whose pool
+    is used up keeps what it has.
     """
 
     def __init__(self, pools: NDArray[np.int64], num_negatives: int, rule: ReplacementRule | None) -> None:

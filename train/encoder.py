@@ -16,7 +16,7 @@ from train.tokenizer import encode
 
 
 class ModelEncoder:
-    """Mean-pooled embeddings under a fixed mask: alpha 0 is causal (a language model), 1 bidirectional (an embedder)."""
+    """Mean-pooled embeddings under a fixed mask: alpha 0 is causal (language model), 1 bidirectional (embedder)."""
 
     def __init__(
         self,

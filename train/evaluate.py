@@ -45,10 +45,8 @@ class Evaluation:
 
     def score(self, name: str) -> Scores:
         """Score BM25, the untrained model or a finished stage, and keep the result."""
-        if name == BM25:
-            scores = evaluate_bm25(self._tasks)
-        else:
-            scores = evaluate(stage_encoder(self.run, name), self._tasks)
+        encoder = None if name == BM25 else stage_encoder(self.run, name)
+        scores = evaluate_bm25(self._tasks) if encoder is None else evaluate(encoder, self._tasks)
         self.results[name] = scores
         self.results = {key: self.results[key] for key in ORDER if key in self.results}
         save_report(self.file, self.results)

@@ -39,8 +39,8 @@ def build_model(recipe: ModelRecipe, vocab_size: int) -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=None,
-        attn_implementation=register(),
     )
+    config._attn_implementation = register()
     return LlamaForCausalLM(config)
 
 

@@ -175,16 +175,14 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _dims_fit(self) -> "Recipe":
-        for stage in ("weak", "supervised"):
-            for dim in getattr(self, stage).dims:
+        for name, dims in (("weak", self.weak.dims), ("supervised", self.supervised.dims)):
+            for dim in dims:
                 if not 1 <= dim <= self.model.hidden_size:
-                    raise ValueError(f"{stage}.dims: {dim} is not in 1..{self.model.hidden_size} (model.hidden_size)")
-        for stage in (self.pretrain, self.sft):
-            if stage.max_length > self.model.max_position_embeddings:
-                raise ValueError(
-                    f"max_length {stage.max_length} exceeds model.max_position_embeddings "
-                    f"{self.model.max_position_embeddings}"
-                )
+                    raise ValueError(f"{name}.dims: {dim} is not in 1..{self.model.hidden_size} (model.hidden_size)")
+        longest = self.model.max_position_embeddings
+        for name, length in (("pretrain", self.pretrain.max_length), ("sft", self.sft.max_length)):
+            if length > longest:
+                raise ValueError(f"{name}.max_length: {length} exceeds model.max_position_embeddings {longest}")
         return self
 
     @property

@@ -81,7 +81,8 @@ class Run:
     def untrained_model(self) -> LlamaForCausalLM:
         """The model as pretraining starts it: random weights that follow from the seed."""
         torch.manual_seed(self.recipe.seed)
-        return build_model(self.recipe.model, self.tokenizer().get_vocab_size()).to(self.device)
+        model = build_model(self.recipe.model, self.tokenizer().get_vocab_size())
+        return self._on_device(model)
 
     def start_model(self, stage: str) -> LlamaForCausalLM:
         """The model a stage starts from.
@@ -96,7 +97,11 @@ class Run:
         folder = self.folder / stage / "model"
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not there; first run: python -m train {stage}")
-        return load_model(folder).to(self.device)
+        return self._on_device(load_model(folder))
+
+    def _on_device(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
+        torch.nn.Module.to(model, self.device)  # in place; transformers' own `to` is typed as taking a model
+        return model
 
     def save_finished(self, stage: str, model: LlamaForCausalLM) -> Path:
         """Write the stage's model beside its tokenizer, ready for AutoModel and SentenceTransformer."""

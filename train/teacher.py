@@ -16,7 +16,7 @@ def teacher_scores(rows: Sequence[Pair], teacher: str) -> NDArray[np.float32]:
     other name is loaded with sentence-transformers (a hub name or a folder).
     """
     scores = np.array([np.nan if row.teacher_score is None else row.teacher_score for row in rows], dtype=np.float32)
-    missing = np.flatnonzero(np.isnan(scores))
+    missing = [i for i, row in enumerate(rows) if row.teacher_score is None]
     if len(missing) == 0:
         return scores
     queries, positives = [rows[i].query for i in missing], [rows[i].positive for i in missing]

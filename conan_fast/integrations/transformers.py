@@ -93,7 +93,7 @@ def attention_forward(
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Under autocast the rotary embedding leaves q and k in float32 beside a 16-bit v: bring all to autocast's dtype."""
+    """Autocast's dtype for all three: the rotary embedding leaves q and k in float32 beside a 16-bit v."""
     device_type = query.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else value.dtype
     return query.to(dtype), key.to(dtype), value.to(dtype)
