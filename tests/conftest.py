@@ -35,10 +35,8 @@ log_every = 2
 sources = [{{ path = "{folder}/text.jsonl" }}]
 [sft]
 steps = 4
-batch_size = 4
-max_length = 48
 log_every = 2
-sources = [{{ path = "{folder}/instructions.jsonl" }}]
+sources = [{{ path = "{folder}/instructions.jsonl", batch_size = 4, max_length = 48 }}]
 [weak]
 steps = 6
 learning_rate = 1e-3

@@ -24,7 +24,7 @@ class ReplacementRule:
 class DynamicNegatives:
     """The K negatives in use of each of n pairs, and where each pair stands in its pool.
 
-    Scores are read off the loss (`info_nce(...).negative_scores`), so watching costs no extra forward. A pair whose pool
+    Scores are read off the loss (`info_nce(...).negative_scores`): watching costs no extra forward. A pair whose pool
     is used up keeps what it has.
     """
 

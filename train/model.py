@@ -41,7 +41,14 @@ def build_model(recipe: ModelRecipe, vocab_size: int) -> LlamaForCausalLM:
         pad_token_id=None,
     )
     config._attn_implementation = register()
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(recipe.embedding_std / recipe.initializer_range)
+        if recipe.depth_scaled_init:
+            for layer in model.model.layers:
+                for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                    projection.weight.mul_((2 * recipe.num_hidden_layers) ** -0.5)
+    return model
 
 
 def load_model(folder: Path) -> LlamaForCausalLM:
@@ -77,8 +84,13 @@ def embed(model: LlamaForCausalLM, batch: Packed, alpha: float | Tensor, saturat
     return torch.segment_reduce(hidden_TD, "mean", offsets=batch.cu_seqlens.long(), axis=0)
 
 
-def next_token_loss(model: LlamaForCausalLM, batch: Packed, num_targets: int) -> Tensor:
+def next_token_loss(
+    model: LlamaForCausalLM, batch: Packed, num_targets: int, logit_bias: Tensor | None = None
+) -> Tensor:
     """Sum of the cross-entropies of a causally masked packed batch over `num_targets` (those of the whole step).
+
+    Args:
+        logit_bias: [vocabulary], added to the logits; None for nothing.
 
     Raises:
         ValueError: if the batch was packed without labels.
@@ -91,12 +103,17 @@ def next_token_loss(model: LlamaForCausalLM, batch: Packed, num_targets: int) ->
     total = hidden_TD.new_zeros((), dtype=torch.float32)
     rows = max(1, MAX_LOGITS // model.config.vocab_size)
     if len(labels_T) <= rows:  # no recomputation where all logits fit
-        return _cross_entropy_sum(hidden_TD, model.lm_head.weight, labels_T) / num_targets
+        return _cross_entropy_sum(hidden_TD, model.lm_head.weight, labels_T, logit_bias) / num_targets
     total = hidden_TD.new_zeros((), dtype=torch.float32)
     for hidden, labels in zip(hidden_TD.split(rows), labels_T.split(rows), strict=True):
-        total = total + checkpoint(_cross_entropy_sum, hidden, model.lm_head.weight, labels, use_reentrant=False)
+        total = total + checkpoint(
+            _cross_entropy_sum, hidden, model.lm_head.weight, labels, logit_bias, use_reentrant=False
+        )
     return total / num_targets
 
 
-def _cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy((hidden @ weight.T).float(), labels, reduction="sum")
+def _cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor, logit_bias: Tensor | None) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight).float()
+    if logit_bias is not None:
+        logits = logits + logit_bias
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")

@@ -1,15 +1,12 @@
 """Pair rows as numbers: each distinct text once, and a group for the texts that must not be each other's negatives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.languages import sampling_shares
 from train.data.rows import Pair
-from train.recipe import Source
-from train.sampling import Grouped
 
 
 @dataclass(frozen=True)
@@ -47,20 +44,6 @@ class PairTable:
         return PairTable(
             list(index), queries, positives, negatives, groups.astype(np.int64), [row.language for row in rows]
         )
-
-    def sampler(self, source: Source, seed: Sequence[int]) -> Grouped:
-        """Rows in random order, languages by the source's shares.
-
-        Raises:
-            ValueError: if no language of the rows is in the paper's table 7, and its shares were asked for.
-        """
-        everything = np.arange(len(self))
-        if source.shares == "rows":
-            return Grouped({"all": everything}, {"all": 1.0}, seed)
-        languages = np.array(self.languages)
-        by_language = {str(name): everything[languages == name] for name in np.unique(languages)}
-        shares: Mapping[str, float] = sampling_shares(by_language)
-        return Grouped(by_language, shares, seed)
 
     def only(self, keep: NDArray[np.bool_]) -> "PairTable":
         """The pairs where `keep` [n] is true, over the same texts and groups."""

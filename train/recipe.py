@@ -35,7 +35,7 @@ class Source(Strict):
     split: str = Field("train", description="split of a data set that has several")
     columns: dict[str, str] = Field({}, description="our column name -> the file's, where they differ")
     kind: Literal["pairs", "scored"] = Field("pairs", description="(query, positive, ...) rows or (a, b, score) rows")
-    weight: float = Field(1.0, gt=0, description="share of the steps (pretrain, sft: of the rows) drawn from here")
+    weight: float = Field(1.0, gt=0, description="share of the steps (pretrain: of the rows) drawn from here")
     batch_size: int = Field(64, ge=1, description="rows of one step")
     max_length: int = Field(512, ge=2, description="tokens kept of each text")
     shares: Literal["rows", "table7"] = Field("rows", description="languages by their rows, or by the paper's table 7")
@@ -60,6 +60,10 @@ class ModelRecipe(Strict):
     max_position_embeddings: int = Field(32_768, ge=2)
     rope_theta: float = Field(10_000.0, gt=0)
     initializer_range: float = Field(0.02, gt=0)
+    embedding_std: float = Field(0.02, gt=0, description="of the token embeddings at the start")
+    depth_scaled_init: bool = Field(
+        False, description="start the layers' output projections smaller by sqrt(2 * num_hidden_layers), as GPT-2 does"
+    )
     tie_word_embeddings: bool = Field(True, description="the paper's parameter count implies tied embeddings")
 
     @model_validator(mode="after")
@@ -91,20 +95,28 @@ class StageRecipe(Strict):
     sources: list[Source] = Field([], description="the data")
 
 
-class PretrainRecipe(StageRecipe):
+class LanguageModelRecipe(StageRecipe):
+    """What stages 1 and 2 share."""
+
+    unigram_bias: bool = Field(
+        False,
+        description="add each token's log frequency to the logits, so that the model has only the context to learn; "
+        "for short training (see docs/tiny-recipe.md)",
+    )
+
+
+class PretrainRecipe(LanguageModelRecipe):
     """Stage 1: next token on plain text, causal."""
 
     batch_size: int = Field(256, ge=1, description="sequences of one step")
     max_length: int = Field(32_768, ge=2, description="tokens of one sequence; longer texts are cut into several")
 
 
-class SftRecipe(StageRecipe):
+class SftRecipe(LanguageModelRecipe):
     """Stage 2: next token on the output of (instruction, input, output), causal."""
 
     learning_rate: float = Field(2e-5, gt=0)
     warmup: float = Field(0.02, ge=0, le=1)
-    batch_size: int = Field(64, ge=1, description="rows of one step")
-    max_length: int = Field(4096, ge=2, description="tokens kept of each row")
 
 
 class ContrastiveRecipe(StageRecipe):
@@ -180,9 +192,10 @@ class Recipe(Strict):
                 if not 1 <= dim <= self.model.hidden_size:
                     raise ValueError(f"{name}.dims: {dim} is not in 1..{self.model.hidden_size} (model.hidden_size)")
         longest = self.model.max_position_embeddings
-        for name, length in (("pretrain", self.pretrain.max_length), ("sft", self.sft.max_length)):
-            if length > longest:
-                raise ValueError(f"{name}.max_length: {length} exceeds model.max_position_embeddings {longest}")
+        if self.pretrain.max_length > longest:
+            raise ValueError(
+                f"pretrain.max_length: {self.pretrain.max_length} exceeds model.max_position_embeddings {longest}"
+            )
         return self
 
     @property

@@ -4,11 +4,14 @@ All of it follows from the seed and a few counters, and the counters go into the
 what the run without a break would have drawn.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from train.data.languages import sampling_shares
+from train.recipe import Source
 
 Indices = NDArray[np.int64]
 
@@ -69,6 +72,20 @@ class Grouped:
             sampler.taken = taken
 
 
+def by_language(languages: Sequence[str], shares: Literal["rows", "table7"], seed: Sequence[int]) -> Grouped:
+    """Draws rows, given each row's language: "rows", every row alike; "table7", languages by the paper's shares.
+
+    Raises:
+        ValueError: if no language of the rows is in table 7, and its shares were asked for.
+    """
+    everything = np.arange(len(languages))
+    if shares == "rows":
+        return Grouped({"all": everything}, {"all": 1.0}, seed)
+    names = np.array(languages)
+    groups = {str(name): everything[names == name] for name in np.unique(names)}
+    return Grouped(groups, sampling_shares(groups), seed)
+
+
 class Turns:
     """Whose turn it is: over any stretch of steps each source gets its share, give or take one step."""
 
@@ -83,3 +100,36 @@ class Turns:
         source = int(owed.argmax())
         self.taken[source] += 1
         return source
+
+
+class SourceSampler:
+    """The rows of each step: sources take turns by weight, a step's rows come from one source."""
+
+    def __init__(self, sources: Sequence[Source], languages: Sequence[Sequence[str]], seed: Sequence[int]) -> None:
+        """`languages`: for each source the language of each of its rows."""
+        self._sources = sources
+        self._turns = Turns([source.weight for source in sources])
+        self._samplers = [
+            by_language(names, source.shares, (*seed, i))
+            for i, (source, names) in enumerate(zip(sources, languages, strict=True))
+        ]
+
+    def take(self) -> tuple[int, Indices]:
+        """The number of the source whose turn it is, and batch_size of its rows."""
+        turn = self._turns.next()
+        return turn, self._samplers[turn].take(self._sources[turn].batch_size)
+
+    def several(self, rows: int) -> Iterator[tuple[int, Indices]]:
+        """Steps until at least `rows` rows have come."""
+        while rows > 0:
+            turn, drawn = self.take()
+            rows -= len(drawn)
+            yield turn, drawn
+
+    def state(self) -> dict[str, Any]:
+        return {"turns": self._turns.taken, "samplers": [sampler.state() for sampler in self._samplers]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._turns.taken = list(state["turns"])
+        for sampler, saved in zip(self._samplers, state["samplers"], strict=True):
+            sampler.load_state(saved)

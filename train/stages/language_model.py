@@ -1,6 +1,6 @@
 """Stages 1 and 2: next-token prediction under the causal mask, on plain text and on the outputs of instructions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,13 @@ from train.metrics import Values
 from train.model import next_token_loss
 from train.packing import pack, split_by_tokens
 from train.recipe import PretrainRecipe, SftRecipe
-from train.sampling import Grouped
+from train.sampling import Grouped, SourceSampler
 from train.tokenizer import END_ID
 
 TokenList = list[int]
+
+# Rows whose outputs are counted for SFT's unigram bias.
+UNIGRAM_ROWS = 20_000
 
 
 class _LanguageModelStage:
@@ -27,6 +30,7 @@ class _LanguageModelStage:
 
     device: torch.device
     precision: str
+    logit_bias: Tensor | None = None
 
     def _backward(
         self,
@@ -41,7 +45,7 @@ class _LanguageModelStage:
         for part in parts:
             batch = pack([sequences[i] for i in part], self.device, prompt_lengths=[prompt_lengths[i] for i in part])
             with autocast(self.device, self.precision):
-                part_loss = next_token_loss(model, batch, num_targets)
+                part_loss = next_token_loss(model, batch, num_targets, self.logit_bias)
             part_loss.backward()
             loss += part_loss.detach()
         return {"loss": loss, "alpha": 0.0}, sum(len(s) for s in sequences)
@@ -73,6 +77,9 @@ class Pretrain(_LanguageModelStage, Stage[PretrainRecipe]):
             groups[str(number)] = np.arange(first, len(self._windows))
         weights = {str(n): source.weight for n, source in enumerate(recipe.sources)}
         self._sampler = Grouped(groups, weights, (seed, 1))
+        if recipe.unigram_bias:
+            pieces = (piece for window in self._windows for piece in window)
+            self.logit_bias = unigram_bias(pieces, tokenizer.get_vocab_size()).to(device)
 
     def backward(self, model: LlamaForCausalLM, step: int) -> tuple[Values, int]:
         drawn = self._sampler.take(self.recipe.batch_size)
@@ -103,20 +110,21 @@ class Sft(_LanguageModelStage, Stage[SftRecipe]):
         precision: str,
     ) -> None:
         self.recipe, self.device, self.precision, self._tokenizer = recipe, device, precision, tokenizer
-        self._rows = [row for rows in rows_per_source for row in rows]
-        groups: dict[str, Any] = {}
-        first = 0
-        for number, rows in enumerate(rows_per_source):
-            groups[str(number)] = np.arange(first, first + len(rows))
-            first += len(rows)
-        weights = {str(n): source.weight for n, source in enumerate(recipe.sources)}
-        self._sampler = Grouped(groups, weights, (seed, 2))
+        self._rows = rows_per_source
+        languages = [[row.language for row in rows] for rows in rows_per_source]
+        self._sampler = SourceSampler(recipe.sources, languages, (seed, 2))
+        if recipe.unigram_bias:
+            counted = SourceSampler(recipe.sources, languages, (seed, 6))
+            drawn = [rows_per_source[turn][i].output for turn, rows in counted.several(UNIGRAM_ROWS) for i in rows]
+            outputs = tokenizer.encode_batch(drawn, add_special_tokens=False)
+            self.logit_bias = unigram_bias((o.ids for o in outputs), tokenizer.get_vocab_size()).to(device)
 
     def backward(self, model: LlamaForCausalLM, step: int) -> tuple[Values, int]:
-        rows = [self._rows[i] for i in self._sampler.take(self.recipe.batch_size)]
+        turn, drawn = self._sampler.take()
+        rows = [self._rows[turn][i] for i in drawn]
         prompts = self._tokenizer.encode_batch([prompt(row) for row in rows], add_special_tokens=False)
         outputs = self._tokenizer.encode_batch([row.output for row in rows], add_special_tokens=False)
-        limit = self.recipe.max_length
+        limit = self.recipe.sources[turn].max_length
         # The prompt gives way first: without an output token there is nothing to learn.
         given = [p.ids[: limit // 2] for p in prompts]
         sequences = [(p + o.ids)[: limit - 1] + [END_ID] for p, o in zip(given, outputs, strict=True)]
@@ -127,6 +135,16 @@ class Sft(_LanguageModelStage, Stage[SftRecipe]):
 
     def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self._sampler.load_state(state)
+
+
+def unigram_bias(sequences: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
+    """Log of each token's relative frequency [vocab_size], every token counted once more than it occurs; each
+    sequence has one END_ID beside its tokens."""
+    counts = np.ones(vocab_size)
+    for sequence in sequences:
+        np.add.at(counts, sequence, 1)
+        counts[END_ID] += 1
+    return torch.from_numpy(np.log(counts / counts.sum())).float()
 
 
 def prompt(row: Instruction) -> str:

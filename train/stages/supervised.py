@@ -19,7 +19,7 @@ from train.loop import Stage
 from train.metrics import Values
 from train.pairs import PairTable
 from train.recipe import Source, SupervisedRecipe
-from train.sampling import Grouped, Turns
+from train.sampling import SourceSampler
 from train.tokenizer import encode
 
 Step = tuple[Tensor, int, dict[str, float]]  # loss, tokens, what else to report
@@ -28,18 +28,14 @@ Step = tuple[Tensor, int, dict[str, float]]  # loss, tokens, what else to report
 class _PairTask:
     """InfoNCE on (query, positive, hard negatives)."""
 
-    def __init__(
-        self, stage: "Supervised", source: Source, table: PairTable, pools: NDArray[np.int64], seed: tuple[int, ...]
-    ) -> None:
+    def __init__(self, stage: "Supervised", source: Source, table: PairTable, pools: NDArray[np.int64]) -> None:
         recipe = stage.recipe
         rule = ReplacementRule(recipe.replace_below, recipe.replace_ratio, recipe.replace_max_score)
         self.stage, self.source, self.table = stage, source, table
         self.negatives = DynamicNegatives(pools, recipe.num_negatives, rule if recipe.dynamic_negatives else None)
-        self.sampler = table.sampler(source, seed)
 
-    def backward(self, model: LlamaForCausalLM) -> Step:
+    def backward(self, model: LlamaForCausalLM, rows: NDArray[np.int64]) -> Step:
         recipe, table, device = self.stage.recipe, self.table, self.stage.device
-        rows = self.sampler.take(self.source.batch_size)
         negatives_NK = self.negatives.current(rows)
         numbers = np.concatenate([table.queries[rows], table.positives[rows], negatives_NK.ravel()])
         unique, inverse = np.unique(numbers, return_inverse=True)
@@ -73,16 +69,15 @@ class _PairTask:
 class _ScoredTask:
     """CoSENT (eq. 2) on pairs of texts with a graded similarity."""
 
-    def __init__(self, stage: "Supervised", source: Source, rows: Sequence[Scored], seed: tuple[int, ...]) -> None:
+    def __init__(self, stage: "Supervised", source: Source, rows: Sequence[Scored]) -> None:
         self.stage, self.source, self.rows = stage, source, rows
-        self.sampler = Grouped({"all": np.arange(len(rows))}, {"all": 1.0}, seed)
 
-    def backward(self, model: LlamaForCausalLM) -> Step:
+    def backward(self, model: LlamaForCausalLM, rows: NDArray[np.int64]) -> Step:
         recipe = self.stage.recipe
-        rows = [self.rows[i] for i in self.sampler.take(self.source.batch_size)]
-        texts = [row.a for row in rows] + [row.b for row in rows]
+        scored = [self.rows[i] for i in rows]
+        texts = [row.a for row in scored] + [row.b for row in scored]
         sequences = encode(self.stage.tokenizer, texts, self.source.max_length)
-        labels = torch.tensor([row.score for row in rows], device=self.stage.device)
+        labels = torch.tensor([row.score for row in scored], device=self.stage.device)
 
         def loss_of(embeddings: Tensor) -> Tensor:
             a, b = embeddings.chunk(2)
@@ -111,21 +106,21 @@ class Supervised(Stage[SupervisedRecipe]):
         scored rows."""
         self.recipe, self.tokenizer, self.device = recipe, tokenizer, device
         self.embedding = Embedding(device, precision, recipe.micro_batch_tokens)
-        self._turns = Turns([source.weight for source in recipe.sources])
-        self._tasks: list[_PairTask | _ScoredTask] = []
-        for i, (source, content) in enumerate(zip(recipe.sources, data, strict=True)):
-            if isinstance(content, tuple):
-                self._tasks.append(_PairTask(self, source, content[0], content[1], (seed, 4, i)))
-            else:
-                self._tasks.append(_ScoredTask(self, source, content, (seed, 4, i)))
+        self._tasks: list[_PairTask | _ScoredTask] = [
+            _PairTask(self, source, *content) if isinstance(content, tuple) else _ScoredTask(self, source, content)
+            for source, content in zip(recipe.sources, data, strict=True)
+        ]
+        languages = [content[0].languages if isinstance(content, tuple) else [""] * len(content) for content in data]
+        self._sampler = SourceSampler(recipe.sources, languages, (seed, 4))
 
     def backward(self, model: LlamaForCausalLM, step: int) -> tuple[Values, int]:
-        task = self._tasks[self._turns.next()]
-        loss, tokens, report = task.backward(model)
+        turn, rows = self._sampler.take()
+        task = self._tasks[turn]
+        loss, tokens, report = task.backward(model, rows)
         return {"loss": loss, f"loss/{task.source.path}": loss, "alpha": 1.0, **report}, tokens
 
     def state(self) -> dict[str, Any]:
-        return {"turns": self._turns.taken, "samplers": [task.sampler.state() for task in self._tasks]}
+        return self._sampler.state()
 
     def tensors(self) -> dict[str, Tensor]:
         return {
@@ -136,9 +131,8 @@ class Supervised(Stage[SupervisedRecipe]):
         }
 
     def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self._turns.taken = list(state["turns"])
-        for i, (task, saved) in enumerate(zip(self._tasks, state["samplers"], strict=True)):
-            task.sampler.load_state(saved)
+        self._sampler.load_state(state)
+        for i, task in enumerate(self._tasks):
             if isinstance(task, _PairTask):
                 own = {key.split(".")[1]: tensor for key, tensor in tensors.items() if key.startswith(f"{i}.")}
                 task.negatives.load_tensors(own)

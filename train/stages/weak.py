@@ -15,7 +15,7 @@ from train.loop import Stage
 from train.metrics import Values
 from train.pairs import PairTable
 from train.recipe import WeakRecipe
-from train.sampling import Turns
+from train.sampling import SourceSampler
 from train.tokenizer import encode
 
 
@@ -36,11 +36,7 @@ class Weak(Stage[WeakRecipe]):
     ) -> None:
         self.recipe, self._tables, self._tokenizer = recipe, tables, tokenizer
         self._device, self._precision = device, precision
-        self._turns = Turns([source.weight for source in recipe.sources])
-        self._samplers = [
-            table.sampler(source, (seed, 3, i))
-            for i, (table, source) in enumerate(zip(tables, recipe.sources, strict=True))
-        ]
+        self._sampler = SourceSampler(recipe.sources, [table.languages for table in tables], (seed, 3))
         # alpha is 0 at the first step and 1 at the last.
         self._schedule = (
             None if recipe.soft_mask == "off" else SoftMaskSchedule(recipe.steps - 1, curve=recipe.soft_mask)
@@ -51,9 +47,8 @@ class Weak(Stage[WeakRecipe]):
         return 1.0 if self._schedule is None else self._schedule(step)
 
     def backward(self, model: LlamaForCausalLM, step: int) -> tuple[Values, int]:
-        turn = self._turns.next()
+        turn, rows = self._sampler.take()
         source, table = self.recipe.sources[turn], self._tables[turn]
-        rows = self._samplers[turn].take(source.batch_size)
         # A text that comes twice (an English message beside its translations) is embedded once.
         numbers = np.concatenate([table.queries[rows], table.positives[rows]])
         unique, inverse = np.unique(numbers, return_inverse=True)
@@ -75,9 +70,7 @@ class Weak(Stage[WeakRecipe]):
         return {"loss": loss, f"loss/{source.path}": loss, "alpha": alpha}, sum(map(len, sequences))
 
     def state(self) -> dict[str, Any]:
-        return {"turns": self._turns.taken, "samplers": [s.state() for s in self._samplers]}
+        return self._sampler.state()
 
     def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self._turns.taken = list(state["turns"])
-        for sampler, saved in zip(self._samplers, state["samplers"], strict=True):
-            sampler.load_state(saved)
+        self._sampler.load_state(state)
