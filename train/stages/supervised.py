@@ -22,7 +22,7 @@ from train.recipe import Source, SupervisedRecipe
 from train.sampling import SourceSampler
 from train.tokenizer import encode
 
-Step = tuple[Tensor, int, dict[str, float]]  # loss, tokens, what else to report
+Step = tuple[Tensor, int, dict[str, float | Tensor]]  # loss, tokens, what else to report
 
 
 class _PairTask:
@@ -62,7 +62,10 @@ class _PairTask:
             return result.loss
 
         loss = backward_through_embeddings(model, sequences, self.stage.embedding, loss_of)
-        report = {"replaced": self.negatives.update(rows, scores[0])} if scores else {}
+        report: dict[str, float | Tensor] = {}
+        if scores:
+            report["replaced"] = self.negatives.update(rows, scores[0])
+            report["negative_score"] = scores[0].mean()
         return loss, sum(map(len, sequences)), report
 
 
