@@ -178,7 +178,9 @@ def test_interrupted_build_leaves_nothing_and_the_next_one_equals_any_other(corp
     cache = tmp_path / "django"
     cache.mkdir()
     (cache / archive.name).symlink_to(archive)
-    (cache / "build-left-by-a-killed-process").mkdir()
+    left_by_a_killed_process = cache / f".{reference.name}.partial"
+    left_by_a_killed_process.mkdir()
+    (left_by_a_killed_process / "half.jsonl").touch()
     monkeypatch.setenv("CONAN_FAST_CACHE", str(tmp_path))
 
     def write_then_fail(folder: Path) -> None:
@@ -189,7 +191,7 @@ def test_interrupted_build_leaves_nothing_and_the_next_one_equals_any_other(corp
         patched.setattr(django, "write_corpus", write_then_fail)
         with pytest.raises(KeyboardInterrupt):
             django.corpus_folder()
-    assert [path.name for path in cache.iterdir() if not path.name.startswith(".")] == [archive.name]
+    assert {path.name for path in cache.iterdir()} - {".build.lock", ".download.lock"} == {archive.name}
 
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     command = [sys.executable, "-m", "train.data.django"]

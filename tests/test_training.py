@@ -192,6 +192,21 @@ def test_evaluate_and_plot(small_data: Path, small_run: Path, capsys: pytest.Cap
     assert (small_run / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_demo_goes_through_everything_and_keeps_it(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["demo", "--recipe", str(small_data / "recipe.toml"), "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "SentenceTransformer" in capsys.readouterr().out
+    stages = ["pretrain", "sft", "weak", "supervised"]
+    assert list(json.loads((tmp_path / "scores.json").read_text())) == ["BM25", "untrained", *stages]
+    assert (tmp_path / "summary.png").is_file()
+    models = [tmp_path / stage / "model" / "model.safetensors" for stage in stages]
+    written = [model.stat().st_mtime_ns for model in models]
+    assert main([*arguments, "--resume"]) == 0
+    assert [model.stat().st_mtime_ns for model in models] == written
+
+
 def test_bad_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--weak.steps"]) == 2
     assert "--weak.steps: needs a value" in capsys.readouterr().err

@@ -65,8 +65,11 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     from train.plot import plot_run
     from train.run import Run
 
+    def with_picture(part: Callable[[Run], object]) -> Callable[[Run], object]:
+        return lambda run: (part(run), plot_run(run.folder))
+
     commands: dict[str, Callable[[Run], object]] = {
-        **PARTS,
+        **{name: with_picture(part) for name, part in PARTS.items()},
         "demo": demo,
         "evaluate": lambda run: evaluate_run(run, options.task, languages=options.languages),
         "plot": lambda run: print(plot_run(run.folder)),

@@ -35,13 +35,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON atomically."""
+def write_text(file: Path, text: str) -> None:
+    """Write a text file atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(partial)
-    partial.replace(file)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _sync(partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON atomically. Raises ValueError for NaN and inf, which JSON does not know."""
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from train.files import write_text
+
 Values = Mapping[str, float | Tensor]
 
 
@@ -111,6 +113,4 @@ def _drop_after(file: Path, step: int) -> None:
         except (ValueError, KeyError):
             break
         kept.append(line + "\n")
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(file)
+    write_text(file, "".join(kept))

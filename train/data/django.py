@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,8 +15,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from train.data.corpus import AnyRow, build_parts, split_sources
-from train.data.download import cache_dir, fetch_archive, read_sources, remove_leftovers
+from train.data.download import cache_dir, fetch_archive, read_sources
 from train.data.rows import DataError
+from train.files import atomic_folder
 
 # Part of the folder's name: raise it with every change of what the code builds, and the corpus is built anew.
 CORPUS_VERSION = 3
@@ -50,13 +49,8 @@ def corpus_folder() -> Path:
         return folder
     with FileLock(parent / ".build.lock"):
         if not folder.exists():
-            remove_leftovers(parent, "build-*")
-            scratch = Path(tempfile.mkdtemp(dir=parent, prefix="build-"))
-            try:
-                write_corpus(scratch)
-                scratch.rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+            with atomic_folder(folder) as partial:
+                write_corpus(partial)
     return folder
 
 

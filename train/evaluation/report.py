@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from train.files import write_json
+
 from .scores import Scores, TaskScores
 from .tasks import CROSSLINGUAL_MESSAGES, DOCUMENT_TREE_STS, HEADING_TO_SECTION
 
@@ -67,18 +69,7 @@ def language_table(results: Mapping[str, Scores], task: str) -> Table:
 
 def save_report(path: str | os.PathLike[str], results: Mapping[str, Scores]) -> None:
     """Write the results as JSON. A reader sees the old file or the whole new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    content = {model: scores.to_dict() for model, scores in results.items()}
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_json(Path(path), {model: scores.to_dict() for model, scores in results.items()})
 
 
 def load_report(path: str | os.PathLike[str]) -> dict[str, Scores]:
