@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file
 from train.__main__ import main
 from train.loop import learning_rate
 from train.metrics import read_metrics
-from train.recipe import StageRecipe
+from train.recipe import StageRecipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,10 +138,12 @@ def test_a_stage_without_its_predecessor_says_what_to_run(
     assert "first run: python -m train sft" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(small_data: Path, small_run: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    small_data: Path, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = copy_for_supervised(small_run, tmp_path)
-    with pytest.raises(FloatingPointError, match=r"supervised: the gradient of step \d+ is (nan|inf)"):
-        main(supervised(small_data, output, "--supervised.learning_rate=1e30"))
+    assert main(supervised(small_data, output, "--supervised.learning_rate=1e30")) == 2
+    assert re.search(r"supervised: the gradient of step \d+ is (nan|inf)", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +205,8 @@ def test_demo_goes_through_everything_and_keeps_it(
     assert list(json.loads((tmp_path / "scores.json").read_text())) == ["BM25", "untrained", *stages]
     assert (tmp_path / "summary.png").is_file()
     models = [tmp_path / stage / "model" / "model.safetensors" for stage in stages]
+    recipe = load_recipe(str(tmp_path))
+    assert (recipe.folder, recipe.supervised.num_negatives) == (tmp_path, 3)
     written = [model.stat().st_mtime_ns for model in models]
     assert main([*arguments, "--resume"]) == 0
     assert [model.stat().st_mtime_ns for model in models] == written

@@ -17,6 +17,7 @@ examples:
   python -m train demo                                   # minutes on two CPU cores; downloads 11 MB of text once
   python -m train demo --weak.soft_mask=off --output=runs/no-mask
   python -m train demo --resume                          # go on after Ctrl-C or a crash
+  python -m train evaluate --recipe runs/no-mask --languages
   python -m train weak --recipe my.toml --weak.steps 2000 --weak.sources.0.path my_pairs.jsonl
   python -m train evaluate --task STSBenchmark --task "MTEB(eng, v2)"
 """
@@ -35,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = ["tokenizer", "pretrain", "sft", "weak", "mine", "supervised", "evaluate", "demo", "plot"]
     parser.add_argument("command", nargs="?", choices=commands, metavar="command", help="see above")
-    parser.add_argument("--recipe", default="tiny", help="name of one in train/recipes, or a TOML file (default: tiny)")
+    parser.add_argument(
+        "--recipe",
+        default="tiny",
+        help="name in train/recipes, TOML file, or folder of a run (default: tiny)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint; keep what is finished")
     parser.add_argument("--overwrite", action="store_true", help="start again although there is an earlier run")
     parser.add_argument("--task", action="append", default=[], help="evaluate: a task or benchmark of mteb, by name")
@@ -51,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = load_recipe(options.recipe, _overrides(rest))
         return _run(options, recipe)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"
+RECIPE_FILE = "recipe.json"  # in the folder of a run
 
 
 class RecipeError(ValueError):
@@ -204,7 +205,7 @@ class Recipe(Strict):
 
 
 def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """Read a recipe by the name of one in train/recipes or by the path of a TOML file.
+    """Read a recipe by the name of one in train/recipes, the path of a TOML file, or the folder of an earlier run.
 
     Args:
         overrides: dotted field -> value as written in TOML (strings need no quotes), e.g. {"weak.steps": "100"}.
@@ -213,13 +214,18 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
         RecipeError: for a file that is not there or not TOML, an unknown field, or a value that does not fit.
     """
     path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
+    if (Path(name_or_path) / RECIPE_FILE).is_file():
+        path = Path(name_or_path) / RECIPE_FILE
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise RecipeError(f"recipe: no file {path}; taken are a path ending in .toml or one of: {known}")
+        raise RecipeError(
+            f"recipe: no file {path}; taken are a path ending in .toml, the folder of a run, or one of: {known}"
+        )
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from None
+        text = path.read_text(encoding="utf-8")
+        tree: dict[str, Any] = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:  # both decoders' errors are
+        raise RecipeError(f"{path}: not {path.suffix[1:].upper()}: {error}") from None
     for field, value in (overrides or {}).items():
         _set(tree, field, _toml_value(value))
     try:

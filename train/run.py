@@ -1,7 +1,7 @@
 """One run: its folder, its device, its data, and how each stage starts and ends.
 
 runs/NAME/
-  recipe.json                      the recipe as it was used
+  recipe.json                      the recipe as it was used; --recipe runs/NAME reads it again
   tokenizer/                       files of the tokenizer
   pretrain/  sft/  weak/  supervised/
     metrics.jsonl  speed.jsonl  tensorboard/  checkpoints/
@@ -24,7 +24,7 @@ from train.data.load import load_rows
 from train.data.rows import Row
 from train.files import atomic_folder, write_json
 from train.model import build_model, load_model, save_model
-from train.recipe import Recipe, RecipeError, Source
+from train.recipe import RECIPE_FILE, Recipe, RecipeError, Source
 from train.tokenizer import load_tokenizer
 
 # Each training stage, the one whose model it starts from, and whether its model is causal.
@@ -51,7 +51,6 @@ class Run:
         random.seed(recipe.seed)
         np.random.seed(recipe.seed)
         torch.manual_seed(recipe.seed)
-        write_json(self.folder / "recipe.json", recipe.model_dump(mode="json"))
 
     def begin(self, part: str, result: str) -> bool:
         """Prepare the folder of a part (a stage, "tokenizer", "mine"); False if it is finished and resumed.
@@ -69,6 +68,8 @@ class Run:
                 )
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        used = self.recipe.model_copy(update={"output": str(self.folder)})
+        write_json(self.folder / RECIPE_FILE, used.model_dump(mode="json"))
         return True
 
     def rows(self, source: Source, kind: type[Row]) -> list[Row]:
