@@ -32,7 +32,10 @@ from train.recipe import Recipe, RecipeError, describe_fields, load_recipe
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (0 done, 2 bad input, 130 stopped by the user and saved)."""
     parser = argparse.ArgumentParser(
-        prog="python -m train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # or a misspelt field could pass for an option
     )
     commands = ["tokenizer", "pretrain", "sft", "weak", "mine", "supervised", "evaluate", "demo", "plot"]
     parser.add_argument("command", nargs="?", choices=commands, metavar="command", help="see above")
