@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from train.data.languages import TABLE_7_SHARES
 from train.data.rows import Instruction, Pair, Scored, Text
 from train.encoder import ModelEncoder
 from train.files import atomic_folder
@@ -89,7 +90,7 @@ def mine(run: Run) -> None:
             precision=recipe.precision,
             progress="mine",
         )
-        table = PairTable.of(run.rows(source, Pair))
+        table = _pairs(run, source)
         pools[str(number)] = mine_pools(
             table, encoder.encode, recipe.mine, at_least=recipe.supervised.num_negatives, seed=recipe.seed
         )
@@ -108,7 +109,7 @@ def supervised(run: Run) -> None:
             if source.kind == "scored":
                 data.append(run.rows(source, Scored))
                 continue
-            table, pool = PairTable.of(run.rows(source, Pair)), pools.get(str(number))
+            table, pool = _pairs(run, source), pools.get(str(number))
             if pool is None or len(pool) != len(table):
                 raise RecipeError(
                     f"supervised.sources.{number}: the mined pools are not of {source.path}; "
@@ -127,6 +128,12 @@ def _train(run: Run, name: str, build: Callable[[Tokenizer], Stage]) -> None:
         return
     run_stage(build(tokens), model, run.folder / name, resume=run.resume)
     run.save_finished(name, model)
+
+
+def _pairs(run: Run, source: Source) -> PairTable:
+    """The pairs of a source that can be drawn: with table 7's shares, those of its languages."""
+    table = PairTable.of(run.rows(source, Pair))
+    return table if source.shares == "rows" else table.only(np.isin(table.languages, list(TABLE_7_SHARES)))
 
 
 def _filtered(run: Run, source: Source) -> PairTable:
