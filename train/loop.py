@@ -101,7 +101,7 @@ def run_stage(stage: Stage[Any], model: LlamaForCausalLM, folder: Path, *, resum
             if stop.requested:
                 save(step + 1)
                 raise StoppedByUser(f"stopped after step {step + 1} of {recipe.steps} of {stage.name}")
-            if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+            if _saves(recipe, step + 1):
                 save(step + 1)
 
 
@@ -113,15 +113,21 @@ def _step(
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     values, tokens = stage.backward(model, step)
-    # A NaN must not reach the weights. The norm is read only on the CPU or every log_every steps: reading waits.
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.recipe.max_grad_norm)
-    if (norm.device.type == "cpu" or step % stage.recipe.log_every == 0) and not math.isfinite(float(norm)):
+    # A NaN must not reach a checkpoint. Once in the weights it stays in the gradients, so a GPU, where reading the norm
+    # waits for the step, is asked only now and then and before each checkpoint.
+    checked = step % stage.recipe.log_every == 0 or _saves(stage.recipe, step + 1)
+    if (norm.device.type == "cpu" or checked) and not math.isfinite(float(norm)):
         raise FloatingPointError(
             f"{stage.name}: the gradient of step {step + 1} is {float(norm)} (loss {float(values['loss'])}); "
             "lower the learning rate, or look at the data of this step"
         )
     optimizer.step()
     return {**values, "learning_rate": rate, "grad_norm": norm}, tokens
+
+
+def _saves(recipe: StageRecipe, done: int) -> bool:
+    return done % recipe.checkpoint_every == 0 or done == recipe.steps
 
 
 def _same_recipe(saved: dict[str, Any], recipe: StageRecipe, path: Path) -> None:
