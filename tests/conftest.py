@@ -29,12 +29,14 @@ num_key_value_heads = 1
 max_position_embeddings = 128
 [pretrain]
 steps = 4
+unigram_bias = true
 batch_size = 4
 max_length = 32
 log_every = 2
 sources = [{{ path = "{folder}/text.jsonl" }}]
 [sft]
 steps = 4
+unigram_bias = true
 log_every = 2
 sources = [{{ path = "{folder}/instructions.jsonl", batch_size = 4, max_length = 48 }}]
 [weak]

@@ -13,6 +13,7 @@ from train.encoder import ModelEncoder
 from train.model import build_model, embed, hidden_states, load_model, next_token_loss
 from train.packing import Packed, pack, split_by_tokens
 from train.recipe import ModelRecipe
+from train.stages.language_model import unigram_bias
 from train.tokenizer import load_tokenizer
 
 RECIPE = ModelRecipe(
@@ -101,6 +102,24 @@ def test_next_token_loss_in_chunks(model: LlamaForCausalLM, monkeypatch: pytest.
     chunked = loss_and_gradient()
     assert chunked[0] == pytest.approx(whole[0])
     torch.testing.assert_close(chunked[1], whole[1])
+
+
+def test_unigram_bias_is_added_to_the_logits(model: LlamaForCausalLM) -> None:
+    bias = unigram_bias([[1, 1, 2], [3]], 50)
+    assert torch.allclose(bias.exp()[[1, 2, 3, 4]] * 56, torch.tensor([3.0, 2.0, 2.0, 1.0]))
+    batch = pack(SEQUENCES[3:], with_labels=True)
+    logits = model(torch.tensor(SEQUENCES[3:])).logits[0, :-1].float() + bias
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(SEQUENCES[3][1:]))
+    assert next_token_loss(model, batch, 7, bias).item() == pytest.approx(expected.item())
+
+
+def test_initial_scales_follow_the_recipe() -> None:
+    torch.manual_seed(1)
+    scaled = RECIPE.model_copy(update={"embedding_std": 0.5, "depth_scaled_init": True, "tie_word_embeddings": False})
+    layers = build_model(scaled, vocab_size=2000).model
+    assert layers.embed_tokens.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    projection = layers.layers[0].mlp.down_proj.weight
+    assert projection.std().item() == pytest.approx(0.02 / 2, rel=0.1)  # two layers: sqrt(2 * 2)
 
 
 def test_labels_stay_inside_a_sequence_and_after_the_prompt() -> None:

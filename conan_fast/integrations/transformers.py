@@ -65,7 +65,7 @@ def attention_forward(
         )
     if alpha is None:
         alpha = 0.0 if getattr(getattr(module, "config", None), "is_causal", True) else 1.0
-    q_BLHD, k_BLHD, v_BLHD = (x.transpose(1, 2) for x in _one_dtype(query, key, value))
+    q_BLHD, k_BLHD, v_BLHD = (x.transpose(1, 2) for x in (query, key, value))
 
     if cu_seq_lens_q is not None:
         if q_BLHD.shape[0] != 1:
@@ -90,10 +90,3 @@ def attention_forward(
     out = packed.new_zeros(q_BLHD.shape)
     out[tokens_BL] = packed
     return out, None
-
-
-def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Autocast's dtype for all three: the rotary embedding leaves q and k in float32 beside a 16-bit v."""
-    device_type = query.device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else value.dtype
-    return query.to(dtype), key.to(dtype), value.to(dtype)

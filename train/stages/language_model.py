@@ -148,7 +148,7 @@ def unigram_bias(sequences: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
 
 
 def prompt(row: Instruction) -> str:
-    """What the model is given: instruction and input, each on lines of its own; also the query of stage 3."""
+    """What the model is given: instruction and input, each on lines of its own."""
     return row.as_pair().query + "\n"
 
 
