@@ -1,5 +1,193 @@
-"""Everything stands in pyproject.toml; this file is where the native build will be driven from."""
+"""Everything about the package stands in pyproject.toml; this adds one step to `build`, which drives CMake.
 
-from setuptools import setup
+What is compiled is decided in build_backend.py, how in CMakeLists.txt.
+"""
 
-setup()
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from setuptools import Command, Distribution, setup
+from setuptools.command.build import build
+
+from build_backend import WITHOUT_KERNELS, Nvcc, Plan, fail, find_compiler_wheels, nvcc_of, plan
+from csrc import resource_report
+
+ROOT = Path(__file__).parent.resolve()
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+
+
+class NativeDistribution(Distribution):
+    """A wheel with compiled modules is not for every platform."""
+
+    def has_ext_modules(self) -> bool:
+        return plan().native
+
+
+class BuildNative(Command):
+    """Compiles the planned modules and puts them, with _build.json, into the package."""
+
+    description = "compile conan_fast._C and conan_fast._emulated as far as planned"
+    user_options = []
+    build_lib: str
+    editable_mode = False
+
+    def initialize_options(self) -> None:
+        self.build_lib = None  # type: ignore[assignment]
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        package = Path(self.get_package()).resolve()
+        package.mkdir(parents=True, exist_ok=True)
+        for name in ("_C", "_emulated"):  # an earlier build's, also of another decision
+            (package / f"{name}{SUFFIX}").unlink(missing_ok=True)
+        current = plan()
+        for module, reason in {"_C": current.no_cuda_reason, "_emulated": current.no_emulation_reason}.items():
+            print(f"conan_fast.{module}: " + ("not built: " + reason if reason else "built"))
+        info = build_modules(current, package)
+        (package / "_build.json").write_text(json.dumps(info, indent=1) + "\n")
+
+    def get_package(self) -> str:
+        return str(ROOT / "conan_fast") if self.editable_mode else os.path.join(self.build_lib, "conan_fast")
+
+    def _files(self) -> list[str]:
+        current = plan()
+        modules = {"_C": current.cuda, "_emulated": current.emulation}
+        return ["_build.json"] + [f"{name}{SUFFIX}" for name, built in modules.items() if built]
+
+    def get_outputs(self) -> list[str]:
+        return [os.path.join(self.build_lib, "conan_fast", name) for name in self._files()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        if not self.editable_mode:
+            return {}
+        return {os.path.join(self.build_lib, "conan_fast", name): f"conan_fast/{name}" for name in self._files()}
+
+    def get_source_files(self) -> list[str]:  # what a source distribution needs besides the packages
+        sources = sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file() and path.suffix != ".pyc")
+        return ["build_backend.py", "CMakeLists.txt"] + [str(path.relative_to(ROOT)) for path in sources]
+
+
+def build_modules(plan: Plan, package: Path) -> dict[str, Any]:
+    """Compiles into build/, copies the modules to `package`; returns what _build.json holds."""
+    info: dict[str, Any] = {
+        "cuda": {"built": plan.cuda, "reason": plan.no_cuda_reason, "cuda_version": None, "architectures": []},
+        "emulated": {"built": plan.emulation, "reason": plan.no_emulation_reason},
+        "kernels": [],
+    }
+    if not plan.native:
+        return info
+    folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+    nvcc = plan.nvcc
+    if plan.compiler_wheels:
+        nvcc = toolkit_of_wheels(find_compiler_wheels(), folder.parent)
+    compile_with_cmake(plan, nvcc, folder)
+    if plan.cuda and nvcc is not None:
+        shutil.copy2(folder / f"_C{SUFFIX}", package)
+        info["cuda"].update(cuda_version=nvcc.release, architectures=plan.architectures)
+        info["kernels"] = resource_report.gather(folder / "kernel_objects.txt")
+        print(resource_report.table(info["kernels"]))
+    if plan.emulation:
+        shutil.copy2(folder / f"_emulated{SUFFIX}", package)
+    return info
+
+
+def compile_with_cmake(plan: Plan, nvcc: Nvcc | None, folder: Path) -> None:
+    # Objects are kept from build to build. Not so the cache, where an option of an earlier build would live on; and
+    # nothing at all after a change of compiler, which CMake does not take well.
+    toolchain = f"{nvcc}\n{os.environ.get('CXX')}\n"
+    stamp = folder / "toolchain.txt"
+    if folder.exists() and not (stamp.exists() and stamp.read_text() == toolchain):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(toolchain)
+    (folder / "CMakeCache.txt").unlink(missing_ok=True)
+
+    ninja = tool("ninja", "BIN_DIR")
+    options = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "Python_EXECUTABLE": sys.executable,
+        "CONAN_FAST_PYBIND11_INCLUDE": pybind11_include(folder.parent),
+        "CONAN_FAST_BUILD_CUDA": "ON" if plan.cuda else "OFF",
+        "CONAN_FAST_BUILD_EMULATION": "ON" if plan.emulation else "OFF",
+    }
+    if nvcc is not None:
+        options["CMAKE_CUDA_COMPILER"] = str(nvcc.path)
+        options["CONAN_FAST_CUDA_ARCHS"] = ";".join(plan.architectures)
+        if "CXX" in os.environ:
+            options["CMAKE_CUDA_HOST_COMPILER"] = os.environ["CXX"]
+    definitions = [f"-D{name}={value}" for name, value in options.items()]
+    definitions += shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    configure = [tool("cmake", "CMAKE_BIN_DIR"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *definitions]
+    call([*configure, "--log-level=NOTICE", "-Wno-dev"], "CMake could not prepare the build of the native modules")
+    jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0))
+    call([ninja, "-C", str(folder), f"-j{jobs}"], "the native modules do not compile")
+
+
+def call(command: list[str], complaint: str) -> None:
+    sys.stdout.flush()  # the child writes to the same pipe
+    try:
+        status = subprocess.run(command, check=False).returncode
+    except OSError as error:
+        fail(f"{complaint}: {error}")
+    if status != 0:
+        fail(f"{complaint}: the message stands above; {WITHOUT_KERNELS}")
+
+
+def tool(name: str, folder_attribute: str) -> str:
+    """PyPI's cmake or ninja if this interpreter has it (the program itself, not its Python wrapper), else PATH's."""
+    try:
+        folder = getattr(importlib.import_module(name), folder_attribute)
+    except (ImportError, AttributeError):
+        folder = None
+    found = (shutil.which(name, path=folder) if folder else None) or shutil.which(name)
+    return found or fail(f"without build isolation, pip does not fetch {name}: pip install {name}")
+
+
+def pybind11_include(folder: Path) -> Path:
+    # pip's isolated environment is a new folder every time; with headers from there, every build would start over.
+    try:
+        pybind11 = importlib.import_module("pybind11")
+    except ImportError:
+        fail("without build isolation, pip does not fetch pybind11: pip install pybind11")
+    copy = folder / f"pybind11-{pybind11.__version__}"
+    return copy_once(Path(pybind11.get_include()), copy)
+
+
+def toolkit_of_wheels(wheels: Path, folder: Path) -> Nvcc:
+    """The toolkit as nvcc expects it (lib64, not lib) under a path that stays: headers copied, the rest links."""
+    version = nvcc_of(wheels / "bin" / "nvcc").version
+    toolkit = folder / f"cuda-{version}"
+    copy_once(wheels / "include", toolkit / "include")
+    links = {toolkit / "bin" / path.name: path for path in (wheels / "bin").iterdir()}
+    links |= {toolkit / "nvvm": wheels / "nvvm", toolkit / "lib": wheels / "lib", toolkit / "lib64": wheels / "lib"}
+    (toolkit / "bin").mkdir(exist_ok=True)  # a folder of links: nvcc takes the parent of bin for the toolkit
+    for link, target in links.items():
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    return nvcc_of(toolkit / "bin" / "nvcc")
+
+
+def copy_once(source: Path, target: Path) -> Path:
+    if not target.exists():
+        unfinished = target.with_name(target.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source, unfinished)
+        unfinished.rename(target)
+    return target
+
+
+build.sub_commands = [("build_native", None), *build.sub_commands]
+setup(distclass=NativeDistribution, cmdclass={"build_native": BuildNative})

@@ -1,0 +1,94 @@
+// The small kernels around attention: which tiles there are in a packed batch, and rowsum(dO * O).
+#pragma once
+
+#include "device/numeric.h"
+#include "attention/params.h"
+
+namespace conan_fast {
+
+constexpr int kScheduleThreads = 1024;
+
+struct TokenRange {
+  int first, length;
+};
+
+// Sequence s of a packed batch. Offsets on the GPU cannot be checked on the host without waiting, so whatever they
+// hold is cut to what exists.
+__device__ inline TokenRange token_range(const AttentionParams& p, int s) {
+  int first = min(max(p.cu_seqlens[s], 0), p.tokens);
+  int end = min(max(p.cu_seqlens[s + 1], first), p.tokens);
+  return {first, min(end - first, p.max_seqlen)};
+}
+
+// Writes the tiles of all sequences to p.schedule, those of the longest sequences first (to the number of tiles), so
+// that no long one starts when all others are done. One block: a counting sort of the sequences by their tiles.
+__global__ void __launch_bounds__(kScheduleThreads)
+    schedule_tiles(const __grid_constant__ AttentionParams p, int tile_rows, int slots) {
+  __shared__ int starts[kScheduleThreads];  // by class: first the number of tiles, then the next free slot
+  __shared__ int warp_totals[kWarpSize];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;
+  auto tiles_of = [&](int s) { return (token_range(p, s).length + tile_rows - 1) / tile_rows; };
+  auto class_of = [](int tiles) { return kScheduleThreads - 1 - min(tiles, kScheduleThreads - 1); };  // longest: 0
+
+  starts[thread] = 0;
+  for (int slot = thread; slot < slots; slot += kScheduleThreads) p.schedule[slot] = {0, 0, 0, 0};
+  __syncthreads();
+  for (int s = thread; s < p.sequences; s += kScheduleThreads) {
+    int tiles = tiles_of(s);
+    atomicAdd(&starts[class_of(tiles)], tiles);
+  }
+  __syncthreads();
+  // Exclusive sums over the classes: within warps, then over warps.
+  const int own = starts[thread];
+  int sum = own;
+  for (int step = 1; step < kWarpSize; step *= 2) {
+    int before = __shfl_up_sync(0xffffffffu, sum, step);
+    if (lane >= step) sum += before;
+  }
+  if (lane == kWarpSize - 1) warp_totals[warp] = sum;
+  __syncthreads();
+  int earlier = 0;
+  for (int w = 0; w < warp; ++w) earlier += warp_totals[w];
+  starts[thread] = earlier + sum - own;
+  __syncthreads();
+  for (int s = warp; s < p.sequences; s += kScheduleThreads / kWarpSize) {
+    TokenRange range = token_range(p, s);
+    int tiles = tiles_of(s), start = 0;
+    if (lane == 0) start = atomicAdd(&starts[class_of(tiles)], tiles);
+    start = __shfl_sync(0xffffffffu, start, 0);
+    for (int i = lane; i < tiles; i += kWarpSize) {
+      // Under a causal mask the last tiles have the most work, so they go first.
+      if (start + i < slots) p.schedule[start + i] = {range.first, range.length, tiles - 1 - i, 0};
+    }
+  }
+}
+
+constexpr int kDeltaThreads = 256, kDeltaThreadsPerRow = 16;
+
+// delta = rowsum(grad_out * out) for every token and head: 16 lanes a row, 8 elements each.
+template <class Format>
+__global__ void __launch_bounds__(kDeltaThreads) row_delta(const __grid_constant__ AttentionParams p, int head_dim) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kDeltaThreads / kDeltaThreadsPerRow) +
+                      threadIdx.x / kDeltaThreadsPerRow;
+  const int chunk = static_cast<int>(threadIdx.x) % kDeltaThreadsPerRow;
+  const bool exists = row < static_cast<int64_t>(p.batch) * p.tokens * p.heads;
+  const int head = static_cast<int>(row % p.heads);
+  const int token = static_cast<int>(row / p.heads % p.tokens), batch = static_cast<int>(row / p.heads / p.tokens);
+  float sum = 0.0f;
+  if (exists && chunk * 8 < head_dim) {
+    const uint4 grad = *reinterpret_cast<const uint4*>(p.grad_out.at(batch, token, head) + chunk * 8);
+    const uint4 out = *reinterpret_cast<const uint4*>(p.out.at(batch, token, head) + chunk * 8);
+    auto add = [&](uint32_t a, uint32_t b) {
+      float2 x = Format::unpack(a), y = Format::unpack(b);
+      sum = fmaf(x.x, y.x, fmaf(x.y, y.y, sum));
+    };
+    add(grad.x, out.x);
+    add(grad.y, out.y);
+    add(grad.z, out.z);
+    add(grad.w, out.w);
+  }
+  for (int step = kDeltaThreadsPerRow / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (exists && chunk == 0) p.delta[(static_cast<int64_t>(batch) * p.heads + head) * p.tokens + token] = sum;
+}
+
+}  // namespace conan_fast

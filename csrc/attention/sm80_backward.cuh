@@ -1,0 +1,215 @@
+// Soft-masked attention, backward: dK, dV and the sum of dQ, for Ampere and newer.
+//
+// A block has a tile of keys of one K/V head, 16 keys in each warp, and goes over the query rows of all query heads that
+// share the K/V head, 64 at a time. Scores are made transposed, S^T = K Q^T: then P^T and dS^T, as they leave one product,
+// are the left operands of the next, dV += P^T dO and dK += dS^T Q, without passing through shared memory, and for
+// Saturation::kKey the mask is one number per row. Only dQ = dS K adds up over keys, so over warps and blocks: dS goes
+// through shared memory, dQ to global memory by atomic additions in fp32.
+#pragma once
+
+#include "attention/sm80_tile.cuh"
+#include "device/atomic.h"
+
+namespace conan_fast {
+
+// kKeys 128 with two buffers for Q and dO wants up to 147 KB of shared memory; kKeys 64 with one buffer fits into the
+// 99 KB of the chips 8.6, 8.9 and 12.x.
+template <int kHeadDim_, int kKeys_, int kStages_>
+struct Sm80Backward {
+  static constexpr int kHeadDim = kHeadDim_, kKeys = kKeys_, kStages = kStages_;
+  static constexpr int kRows = 64;  // query rows at a time
+  static constexpr int kWarps = kKeys / 16, kThreads = kWarps * kWarpSize;
+  using KTile = SharedTile<kKeys, kHeadDim>;
+  using QTile = SharedTile<kRows, kHeadDim>;
+  using GradTile = SharedTile<kKeys, kRows>;  // dS^T
+  // dQ [64 x head_dim]: 4 warps share the rows, 1 or 2 the columns.
+  static constexpr int kColumnParts = kWarps / 4, kDqTiles = kHeadDim / 8 / kColumnParts;
+  static_assert(kDqTiles * kColumnParts * 8 == kHeadDim && kStages <= 2);
+  // dP^T is made in two halves where dK and dV leave too few registers (whole: 16 to 56 bytes spilled).
+  static constexpr int kDpParts = kHeadDim > 96 ? 2 : 1;
+
+  static constexpr int kK = 0, kV = kK + KTile::kBytes, kGrad = kV + KTile::kBytes;
+  static constexpr int kStage = kGrad + GradTile::kBytes;  // first of kStages
+  static constexpr int kStageQ = 0, kStageGradOut = QTile::kBytes, kStageLogsumexp = 2 * QTile::kBytes;
+  static constexpr int kStageDelta = kStageLogsumexp + kRows * 4, kStageBytes = kStageDelta + kRows * 4;
+  static constexpr int kSharedBytes = kStage + kStages * kStageBytes;
+};
+
+// Starts copying 64 query rows of one head: Q, dO, logsumexp, delta.
+template <class Plan>
+__device__ inline void load_queries(const AttentionParams& p, const TilePlace& place, int head, int first_row,
+                                    unsigned char* stage) {
+  int rows = place.length - first_row, token = place.first_token + first_row;
+  load_rows<typename Plan::QTile, Plan::kThreads>(stage + Plan::kStageQ, p.q.at(place.batch, token, head),
+                                                  p.q.token_stride, rows);
+  load_rows<typename Plan::QTile, Plan::kThreads>(stage + Plan::kStageGradOut, p.grad_out.at(place.batch, token, head),
+                                                  p.grad_out.token_stride, rows);
+  int row = thread_index() % Plan::kRows;
+  int64_t index = static_cast<int64_t>(place.batch * p.heads + head) * p.tokens + token + (row < rows ? row : 0);
+  int part = thread_index() / Plan::kRows;
+  if (part == 0) cp_async_4(stage, Plan::kStageLogsumexp + row * 4, p.logsumexp + index, row < rows);
+  if (part == 1) cp_async_4(stage, Plan::kStageDelta + row * 4, p.delta + index, row < rows);
+}
+
+// P^T from S^T: weights exp(scale s - logsumexp) M of 16 keys (rows) from first_key on and 64 queries (columns).
+template <int kN>
+__device__ inline void weights_from_scores(float (&scores)[1][kN][4], const SoftMask& mask, int first_key,
+                                           int first_row, int length, const float* logsumexp, float scale_log2) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  const int lane = lane_index(), last_row = first_row + 8 * kN - 1, last_key = first_key + 15;
+  const bool whole = last_key < length && last_row < length, by_query = mask.saturation == Saturation::kQuery;
+  const bool below = last_key <= first_row, above = first_key > last_row && !by_query;
+  if (whole && (below || above)) {  // one bias a row: 0 or log2 M
+    float bias[2] = {0.0f, 0.0f};
+    if (above) {
+      bias[0] = mask.log2_weight(first_key + lane / 4);
+      bias[1] = mask.log2_weight(first_key + lane / 4 + 8);
+    }
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      const float2 reference = *reinterpret_cast<const float2*>(logsumexp + 8 * n + lane % 4 * 2);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float exponent = fmaf(i % 2 == 0 ? reference.x : reference.y, -kLog2E, bias[i / 2]);
+        scores[0][n][i] = fast_exp2(fmaf(scores[0][n][i], scale_log2, exponent));
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int column = 8 * n + lane % 4 * 2 + c, i = first_row + column;
+      const float reference = logsumexp[column] * kLog2E;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int j = first_key + 8 * half + lane / 4;
+        float bias = j > i ? mask.log2_weight(by_query ? i : j) : 0.0f;
+        float& score = scores[0][n][2 * half + c];
+        score = fast_exp2(fmaf(score, scale_log2, bias - reference));
+        if (i >= length || j >= length) score = 0.0f;
+      }
+    }
+  }
+}
+
+// dQ of 64 rows from this block's keys, added to global memory. dS^T [keys, rows] and K are in shared memory.
+template <class Format, class Plan>
+__device__ inline void add_dq(const AttentionParams& p, const TilePlace& place, int head, int first_row,
+                              const unsigned char* grad, const unsigned char* k) {
+  int lane = lane_index();
+  int row = warp_index() % 4 * 16, column_tile = warp_index() / 4 * Plan::kDqTiles;
+  float dq[1][Plan::kDqTiles][4] = {};
+#pragma unroll
+  for (int step = 0; step < Plan::kKeys / 16; ++step) {
+    uint32_t left[1][4];
+    int key = 16 * step + lane % 8 + lane / 16 * 8;
+    ldmatrix<4, true>(left[0], grad, Plan::GradTile::offset(key, row / 8 + lane / 8 % 2));
+    multiply_step<Format, typename Plan::KTile>(dq, left, k, 16 * step, column_tile);
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int i = first_row + row + 8 * half + lane / 4;
+    if (i >= place.length) continue;
+    int64_t token = static_cast<int64_t>(place.batch) * p.tokens + place.first_token + i;
+    float* target = p.dq_sum + (token * p.heads + head) * Plan::kHeadDim + 8 * column_tile + lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < Plan::kDqTiles; ++n) atomic_add_pair(target + 8 * n, dq[0][n][2 * half], dq[0][n][2 * half + 1]);
+  }
+}
+
+template <class Format, int kHeadDim, int kKeys, int kStages>
+__global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThreads)
+    sm80_backward(const __grid_constant__ AttentionParams p) {
+  using Plan = Sm80Backward<kHeadDim, kKeys, kStages>;
+  const TilePlace place = tile_place<kKeys>(p);
+  if (place.begin >= place.length) return;
+  const int length = place.length, kv_head = static_cast<int>(blockIdx.y), group = p.heads / p.kv_heads;
+  const SoftMask mask = soft_mask_of(p, length);
+  const float scale_log2 = p.scale * 1.4426950408889634f;
+
+  unsigned char* shared = dynamic_shared_memory();
+  unsigned char* k = shared + Plan::kK;
+  unsigned char* v = shared + Plan::kV;
+  unsigned char* grad = shared + Plan::kGrad;
+  const int first_token = place.first_token + place.begin;
+  load_rows<typename Plan::KTile, Plan::kThreads>(k, p.k.at(place.batch, first_token, kv_head), p.k.token_stride,
+                                                  length - place.begin);
+  load_rows<typename Plan::KTile, Plan::kThreads>(v, p.v.at(place.batch, first_token, kv_head), p.v.token_stride,
+                                                  length - place.begin);
+  // Steps: all query tiles of the first head of the group, then of the next.
+  const int begin = mask.causal() ? place.begin / Plan::kRows * Plan::kRows : 0, last_head = (kv_head + 1) * group - 1;
+  int head = kv_head * group, first_row = begin, stage_offset = Plan::kStage;
+  load_queries<Plan>(p, place, head, first_row, shared + stage_offset);
+  cp_async_commit();
+
+  auto warp_key = [] { return warp_index() * 16; };
+  float dk[1][kHeadDim / 8][4] = {}, dv[1][kHeadDim / 8][4] = {};
+  while (head <= last_head) {
+    const unsigned char* stage = shared + stage_offset;
+    if constexpr (kStages > 1) stage_offset = 2 * Plan::kStage + Plan::kStageBytes - stage_offset;
+    const bool last_of_head = first_row + Plan::kRows >= length;
+    const int next_head = last_of_head ? head + 1 : head, next_row = last_of_head ? begin : first_row + Plan::kRows;
+    auto load_next = [&] {
+      if (next_head <= last_head) load_queries<Plan>(p, place, next_head, next_row, shared + stage_offset);
+      cp_async_commit();
+    };
+    cp_async_wait<0>();
+    __syncthreads();  // this step's queries are there for all; the step before is over, dS and its buffer are free
+    if (kStages > 1) load_next();
+
+    float weights[1][Plan::kRows / 8][4] = {};
+    multiply_by_transposed<Format, typename Plan::KTile, typename Plan::QTile>(weights, k, warp_key(),
+                                                                               stage + Plan::kStageQ, 0);
+    weights_from_scores(weights, mask, place.begin + warp_key(), first_row, length,
+                        reinterpret_cast<const float*>(stage + Plan::kStageLogsumexp), scale_log2);
+    multiply_registers<Format, typename Plan::QTile>(dv, weights, stage + Plan::kStageGradOut);
+
+    const auto* delta = reinterpret_cast<const float*>(stage + Plan::kStageDelta);
+#pragma unroll
+    for (int part = 0; part < Plan::kDpParts; ++part) {
+      constexpr int kN = Plan::kRows / 8 / Plan::kDpParts;
+      float dp[1][kN][4] = {};
+      multiply_by_transposed<Format, typename Plan::KTile, typename Plan::QTile>(
+          dp, v, warp_key(), stage + Plan::kStageGradOut, part * 8 * kN);
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        float2 row = *reinterpret_cast<const float2*>(delta + 8 * (part * kN + n) + lane_index() % 4 * 2);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          weights[0][part * kN + n][i] *= dp[0][n][i] - (i % 2 == 0 ? row.x : row.y);  // dS^T
+        }
+      }
+    }
+    if (p.dq_sum != nullptr) {
+#pragma unroll
+      for (int n = 0; n < Plan::kRows / 8; ++n) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          int key = warp_key() + 8 * half + lane_index() / 4;
+          auto* pair = reinterpret_cast<uint32_t*>(grad + Plan::GradTile::offset(key, n)) + lane_index() % 4;
+          *pair = Format::pack(weights[0][n][2 * half], weights[0][n][2 * half + 1]);
+        }
+      }
+    }
+    multiply_registers<Format, typename Plan::QTile>(dk, weights, stage + Plan::kStageQ);
+    __syncthreads();  // dS is there for all; Q and dO have been read
+    if (kStages == 1) load_next();
+    if (p.dq_sum != nullptr) add_dq<Format, Plan>(p, place, head, first_row, grad, k);
+    head = next_head;
+    first_row = next_row;
+  }
+
+  // V's rows of a warp are read by this warp alone: they serve to store first dV, then dK.
+  const float one[1][2] = {{1.0f, 1.0f}}, scale[1][2] = {{p.scale, p.scale}};
+  const int rows = length - place.begin - warp_key();
+  store_rows<Format, typename Plan::KTile>(dv, one, v, warp_key(), p.dv.at(place.batch, first_token + warp_key(), kv_head),
+                                           p.dv.token_stride, rows);
+  __syncwarp();
+  store_rows<Format, typename Plan::KTile>(dk, scale, v, warp_key(),
+                                           p.dk.at(place.batch, first_token + warp_key(), kv_head), p.dk.token_stride,
+                                           rows);
+}
+
+}  // namespace conan_fast

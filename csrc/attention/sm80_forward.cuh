@@ -1,0 +1,196 @@
+// Soft-masked attention, forward, for Ampere and newer: mma.m16n8k16 and cp.async.
+//
+// A block has 128 query rows of one head, 32 in each of its 4 warps, and goes over the keys in tiles of 64. With 32 rows
+// a warp reads 75 bytes of shared memory for each cycle of the tensor core (128 are there); with 16 rows it would be all
+// 128. K and V have one buffer each: V travels while K is used, the next K while V is used.
+#pragma once
+
+#include "attention/sm80_tile.cuh"
+#include "device/warp.h"
+
+namespace conan_fast {
+
+template <int kHeadDim_>
+struct Sm80Forward {
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kRows = 128, kKeys = 64;
+  static constexpr int kThreads = 128;
+  static_assert(kThreads >= kRows);
+  static constexpr int kWarpRows = kRows / (kThreads / kWarpSize), kM = kWarpRows / 16;
+  using QTile = SharedTile<kRows, kHeadDim>;
+  using KTile = SharedTile<kKeys, kHeadDim>;
+
+  static constexpr int kQ = 0, kK = kQ + QTile::kBytes, kV = kK + KTile::kBytes;
+  static constexpr int kKeyBias = kV + KTile::kBytes, kRowBias = kKeyBias + kKeys * 4;
+  // Which tile this is and the mask: read again where they are needed, since registers are short (without: 20 to 100
+  // bytes spilled at head_dim 128).
+  struct Facts {
+    TilePlace place;
+    int kv_head;
+    SoftMask mask;
+  };
+  static constexpr int kFacts = kRowBias + kRows * 4, kSharedBytes = kFacts + static_cast<int>(sizeof(Facts));
+};
+
+// Adds log M / scale above the diagonal to the scores of a warp's rows, and removes the keys past the end. log M is the sum
+// of key_bias (not 0 for Saturation::kKey) and row_bias (not 0 for the others), both in units of the scores.
+template <class Plan>
+__device__ inline void mask_scores(float (&scores)[Plan::kM][Plan::kKeys / 8][4], const SoftMask& mask, int first_row,
+                                   int first_key, int length, const float* key_bias, const float* row_bias) {
+  const int lane = lane_index(), last_key = first_key + Plan::kKeys - 1;
+  const bool whole = last_key < length, by_key = mask.saturation == Saturation::kKey;
+  if (whole && (last_key <= first_row || (by_key && mask.saturated(last_key)))) return;  // M = 1
+  if (whole && first_key > first_row + Plan::kWarpRows - 1 && by_key) {
+#pragma unroll
+    for (int n = 0; n < Plan::kKeys / 8; ++n) {
+      const float2 bias = *reinterpret_cast<const float2*>(key_bias + 8 * n + lane % 4 * 2);
+#pragma unroll
+      for (int m = 0; m < Plan::kM; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[m][n][i] += i % 2 == 0 ? bias.x : bias.y;
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int m = 0; m < Plan::kM; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 16 * m + 8 * half + lane / 4;
+      const float bias = row_bias[row];
+      const int below = first_row + row - first_key;  // keys of the tile up to this one are not above the diagonal
+#pragma unroll
+      for (int n = 0; n < Plan::kKeys / 8; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int column = 8 * n + lane % 4 * 2 + c;
+          float& score = scores[m][n][2 * half + c];
+          if (column > below) score += bias + key_bias[column];
+          if (first_key + column >= length) score = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
+// One step of the running softmax: scores become weights exp(scale (score - largest)); what was summed before under an
+// older maximum is scaled down.
+template <int kM, int kN, int kOut>
+__device__ inline void softmax_step(float (&scores)[kM][kN][4], float (&largest)[kM][2], float (&total)[kM][2],
+                                    float (&out)[kM][kOut][4], float scale_log2) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float maximum = largest[m][half];
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        maximum = fmaxf(maximum, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+      }
+      maximum = quad_max(maximum);
+      // Nothing but -inf so far: any finite reference will do, and -inf minus -inf must not be computed.
+      float reference = maximum == -INFINITY ? 0.0f : maximum * scale_log2;
+      float shrink = fast_exp2(largest[m][half] * scale_log2 - reference);
+      largest[m][half] = maximum;
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          scores[m][n][i] = fast_exp2(fmaf(scores[m][n][i], scale_log2, -reference));
+          sum += scores[m][n][i];
+        }
+      }
+      total[m][half] = total[m][half] * shrink + sum;
+#pragma unroll
+      for (int n = 0; n < kOut; ++n) {
+        out[m][n][2 * half] *= shrink;
+        out[m][n][2 * half + 1] *= shrink;
+      }
+    }
+  }
+}
+
+template <class Format, int kHeadDim>
+__global__ void __launch_bounds__(Sm80Forward<kHeadDim>::kThreads)
+    sm80_forward(const __grid_constant__ AttentionParams p) {
+  using Plan = Sm80Forward<kHeadDim>;
+  constexpr int kM = Plan::kM;
+  const TilePlace place = tile_place<Plan::kRows>(p);
+  if (place.begin >= place.length) return;
+  const int kv_head = static_cast<int>(blockIdx.y) / (p.heads / p.kv_heads);
+  const SoftMask mask = soft_mask_of(p, place.length);
+  const float scale_log2 = p.scale * 1.4426950408889634f;
+
+  unsigned char* shared = dynamic_shared_memory();
+  auto& facts = *reinterpret_cast<typename Plan::Facts*>(shared + Plan::kFacts);
+  if (thread_index() == 0) facts = {place, kv_head, mask};
+  auto* key_bias = reinterpret_cast<float*>(shared + Plan::kKeyBias);
+  auto* row_bias = reinterpret_cast<float*>(shared + Plan::kRowBias);
+  auto load_keys = [&](const Rows& rows, const TilePlace& place, int kv_head, int tile, int to) {
+    const int first = tile * Plan::kKeys;
+    load_rows<typename Plan::KTile, Plan::kThreads>(shared + to, rows.at(place.batch, place.first_token + first, kv_head),
+                                                    rows.token_stride, place.length - first);
+  };
+  load_rows<typename Plan::QTile, Plan::kThreads>(
+      shared + Plan::kQ, p.q.at(place.batch, place.first_token + place.begin, static_cast<int>(blockIdx.y)),
+      p.q.token_stride, place.length - place.begin);
+  load_keys(p.k, place, kv_head, 0, Plan::kK);
+  cp_async_commit();
+
+  if (const int row = thread_index(); row < Plan::kRows) {
+    row_bias[row] = mask.saturation == Saturation::kKey ? 0.0f : mask.log2_weight(place.begin + row) / scale_log2;
+  }
+
+  auto warp_row = [] { return warp_index() * Plan::kWarpRows; };
+  const int keys = mask.causal() ? min(place.begin + Plan::kRows, place.length) : place.length;
+  const int tiles = (keys + Plan::kKeys - 1) / Plan::kKeys;
+  float out[kM][kHeadDim / 8][4] = {}, total[kM][2] = {}, largest[kM][2];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) largest[m][0] = largest[m][1] = -INFINITY;
+
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int first_key = tile * Plan::kKeys;
+    cp_async_wait<0>();
+    __syncthreads();  // K (and Q and the facts) are there for all; V and the bias of the tile before have been read
+    load_keys(p.v, facts.place, facts.kv_head, tile, Plan::kV);
+    cp_async_commit();
+    if (const int key = thread_index(); key < Plan::kKeys) {
+      const bool by_key = facts.mask.saturation == Saturation::kKey;
+      key_bias[key] = by_key ? facts.mask.log2_weight(first_key + key) / scale_log2 : 0.0f;
+    }
+    float scores[kM][Plan::kKeys / 8][4] = {};
+    multiply_by_transposed<Format, typename Plan::QTile, typename Plan::KTile>(scores, shared + Plan::kQ, warp_row(),
+                                                                               shared + Plan::kK, 0);
+    cp_async_wait<0>();
+    __syncthreads();  // V and the bias are there for all; K has been read
+    if (tile + 1 < tiles) load_keys(p.k, facts.place, facts.kv_head, tile + 1, Plan::kK);
+    cp_async_commit();
+    mask_scores<Plan>(scores, facts.mask, facts.place.begin + warp_row(), first_key, facts.place.length, key_bias,
+                      row_bias + warp_row());
+    softmax_step(scores, largest, total, out, scale_log2);
+    multiply_registers<Format, typename Plan::KTile>(out, scores, shared + Plan::kV);
+  }
+
+  const TilePlace done = facts.place;
+  const int first_row = done.begin + warp_row(), head = static_cast<int>(blockIdx.y);
+  float factor[kM][2];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = quad_sum(total[m][half]);
+      factor[m][half] = 1.0f / sum;
+      int row = first_row + 16 * m + 8 * half + lane_index() / 4;
+      if (lane_index() % 4 == 0 && row < done.length) {
+        int64_t line = static_cast<int64_t>(done.batch * p.heads + head) * p.tokens + done.first_token;
+        p.logsumexp[line + row] = largest[m][half] * p.scale + logf(sum);
+      }
+    }
+  }
+  store_rows<Format, typename Plan::QTile>(out, factor, shared + Plan::kQ, warp_row(),
+                                           p.out.at(done.batch, done.first_token + first_row, head),
+                                           p.out.token_stride, done.length - first_row);
+}
+
+}  // namespace conan_fast

@@ -1,0 +1,169 @@
+// Tiles in shared memory and the products of one warp on them, by mma.m16n8k16.
+#pragma once
+
+#include "attention/tile_place.cuh"
+#include "device/copy.h"
+#include "device/mma.h"
+#include "device/thread.h"
+
+namespace conan_fast {
+
+// [kRows][kColumns] 16-bit elements in chunks of 16 bytes. ldmatrix reads one chunk of 8 successive rows at a time, and
+// these must lie in 8 different groups of 4 banks. Rows of an odd multiple of 2^n chunks start in 8 / 2^n different
+// groups (n <= 3); flipping the n low bits of the chunk by the row makes them 8. So a row of head_dim 112 takes 112
+// elements, not 128: 14 chunks, one bit flipped every 4 rows.
+template <int kRows_, int kColumns_>
+struct SharedTile {
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kChunks = kColumns / 8;
+  static_assert(kColumns % 16 == 0);
+  static constexpr int kFlippedBits = kChunks % 8 == 0 ? 3 : kChunks % 4 == 0 ? 2 : 1;
+  static constexpr int kBytes = kRows * kColumns * 2;
+
+  static constexpr int kRowBytes = kColumns * 2, kFlipMask = (1 << kFlippedBits) - 1;
+
+  static __device__ int flip(int row) { return (row >> (3 - kFlippedBits)) & kFlipMask; }
+  static __device__ int offset(int row, int chunk) { return row * kRowBytes + (chunk ^ flip(row)) * 16; }
+};
+
+// The offset of chunk (row + lane_row, chunk + lane_chunk), where row is a multiple of 8, chunk is even, both known at
+// compile time, and lane_chunk is 0 or 1 (or chunk is 0). It takes one register, at most one XOR, and an immediate of the
+// instruction that uses it: rows start at multiples of what is flipped.
+template <class Tile>
+struct LaneOffset {
+  int base;
+
+  __device__ LaneOffset(int lane_row, int lane_chunk) : base(Tile::offset(lane_row, lane_chunk)) {}
+  __device__ int at(int row, int chunk) const {
+    return (base ^ ((chunk & Tile::kFlipMask) * 16)) + row * Tile::kRowBytes + (chunk & ~Tile::kFlipMask) * 16;
+  }
+};
+
+// Starts copying rows 0..kRows - 1 of `source` to a tile; rows from valid_rows on become zero. 8 or 16 threads a row
+// (of 16, head_dim 112 leaves 2 idle), so that addresses advance by a constant.
+template <class Tile, int kThreads>
+__device__ inline void load_rows(unsigned char* tile, const uint16_t* source, int64_t row_stride, int valid_rows) {
+  constexpr int kThreadsPerRow = Tile::kChunks <= 8 ? 8 : 16;
+  constexpr int kRowsAtOnce = kThreads / kThreadsPerRow;
+  static_assert(Tile::kChunks <= 16 && Tile::kRows % kRowsAtOnce == 0);
+  const int thread = thread_index(), chunk = thread % kThreadsPerRow, first = thread / kThreadsPerRow;
+  if (chunk >= Tile::kChunks) return;
+  const LaneOffset<Tile> to(first, chunk);
+  const uint16_t* place = source + first * row_stride + chunk * 8;  // past the end it is counted, but not read
+#pragma unroll
+  for (int i = 0; i < Tile::kRows / kRowsAtOnce; ++i) {
+    cp_async_16(tile, to.at(i * kRowsAtOnce, 0), place, first + i * kRowsAtOnce < valid_rows);
+    place += kRowsAtOnce * row_stride;
+  }
+}
+
+// Rows a_row.. of A times rows b_row.. of B transposed, both in shared memory: sum[m][n] += A B^T, over all columns.
+template <class Format, class TileA, class TileB, int kM, int kN>
+__device__ inline void multiply_by_transposed(float (&sum)[kM][kN][4], const unsigned char* a, int a_row,
+                                              const unsigned char* b, int b_row) {
+  static_assert(TileA::kColumns == TileB::kColumns && kN % 2 == 0);
+  const int lane = lane_index();
+  const LaneOffset<TileA> from_a(a_row + lane % 16, lane / 16);
+  const LaneOffset<TileB> from_b(b_row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  // 128 columns go in two rounds of 64: with all steps in one piece the compiler starts so many loads ahead that registers
+  // run out (8 to 60 bytes spilled in the forward kernel).
+  constexpr int kSteps = TileA::kColumns / 16, kRounds = kSteps == 8 ? 2 : 1;
+#pragma unroll 1
+  for (int round = 0; round < kRounds; ++round) {
+#pragma unroll
+    for (int step = 0; step < kSteps / kRounds; ++step) {
+      uint32_t left[kM][4];
+#pragma unroll
+      for (int m = 0; m < kM; ++m) ldmatrix<4, false>(left[m], a, from_a.at(16 * m, 2 * step) + round * 128);
+#pragma unroll
+      for (int n = 0; n < kN; n += 2) {
+        uint32_t right[4];
+        ldmatrix<4, false>(right, b, from_b.at(8 * n, 2 * step) + round * 128);
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          mma_m16n8k16<Format>(sum[m][n], left[m], right[0], right[1]);
+          mma_m16n8k16<Format>(sum[m][n + 1], left[m], right[2], right[3]);
+        }
+      }
+    }
+  }
+}
+
+// 16 columns (k) of the left operand times 16 rows of B from b_row on, columns from 8 b_chunk on: sum[m][n] += A B.
+template <class Format, class TileB, int kM, int kN>
+__device__ inline void multiply_step(float (&sum)[kM][kN][4], const uint32_t (&left)[kM][4], const unsigned char* b,
+                                     int b_row, int b_chunk = 0) {
+  const int lane = lane_index();
+  const LaneOffset<TileB> from_b(lane % 16, lane / 16);
+#pragma unroll
+  for (int n = 0; n + 1 < kN; n += 2) {
+    uint32_t right[4];
+    // A b_chunk that is not known at compile time may be odd (head_dim 112 in two halves of 7 chunks).
+    int offset = b_chunk == 0 ? from_b.at(b_row, n) : TileB::offset(b_row + lane % 16, b_chunk + n + lane / 16);
+    ldmatrix<4, true>(right, b, offset);
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      mma_m16n8k16<Format>(sum[m][n], left[m], right[0], right[1]);
+      mma_m16n8k16<Format>(sum[m][n + 1], left[m], right[2], right[3]);
+    }
+  }
+  if constexpr (kN % 2 == 1) {
+    uint32_t right[2];
+    ldmatrix<2, true>(right, b, TileB::offset(b_row + lane % 16, b_chunk + kN - 1));
+#pragma unroll
+    for (int m = 0; m < kM; ++m) mma_m16n8k16<Format>(sum[m][kN - 1], left[m], right[0], right[1]);
+  }
+}
+
+// The left operand is a product's result, rounded to 16 bits: sum[m][n] += left B, B with 8 kK rows.
+template <class Format, class TileB, int kM, int kK, int kN>
+__device__ inline void multiply_registers(float (&sum)[kM][kN][4], const float (&left)[kM][kK][4],
+                                          const unsigned char* b) {
+#pragma unroll
+  for (int step = 0; step < kK / 2; ++step) {
+    uint32_t packed[kM][4];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float(&source)[4] = left[m][2 * step + i / 2];
+        packed[m][i] = Format::pack(source[i % 2 * 2], source[i % 2 * 2 + 1]);
+      }
+    }
+    multiply_step<Format, TileB>(sum, packed, b, 16 * step);
+  }
+}
+
+// Writes a warp's result of 16 kM rows, times a factor per row half, to its rows of a tile, then from there to rows of
+// global memory in whole chunks; rows from valid_rows on are left out. The tile's rows must be this warp's own.
+template <class Format, class Tile, int kM, int kN>
+__device__ inline void store_rows(const float (&sum)[kM][kN][4], const float (&factor)[kM][2], unsigned char* tile,
+                                  int tile_row, uint16_t* target, int64_t row_stride, int valid_rows) {
+  static_assert(kN == Tile::kChunks);
+  int lane = lane_index();
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int row = tile_row + 16 * m + 8 * half + lane / 4;
+        auto* place = reinterpret_cast<uint32_t*>(tile + Tile::offset(row, n)) + lane % 4;
+        *place = Format::pack(sum[m][n][2 * half] * factor[m][half], sum[m][n][2 * half + 1] * factor[m][half]);
+      }
+    }
+  }
+  __syncwarp();
+  constexpr int kThreadsPerRow = Tile::kChunks <= 8 ? 8 : 16;
+  int chunk = lane % kThreadsPerRow;
+  if (chunk >= Tile::kChunks) return;
+#pragma unroll
+  for (int row = lane / kThreadsPerRow; row < 16 * kM; row += kWarpSize / kThreadsPerRow) {
+    if (row < valid_rows) {
+      const auto* place = reinterpret_cast<const uint4*>(tile + Tile::offset(tile_row + row, chunk));
+      *reinterpret_cast<uint4*>(target + row * row_stride + chunk * 8) = *place;
+    }
+  }
+}
+
+}  // namespace conan_fast

@@ -1,0 +1,26 @@
+// Starting a kernel, on the GPU or in the emulation.
+#pragma once
+
+#include "device/platform.h"
+#include "device/runtime.h"
+
+namespace conan_fast {
+
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, Stream stream,
+            Parameters... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#if defined(CONAN_FAST_EMULATED)
+  (void)stream;
+  emulation::launch(kernel, grid, dim3(threads), shared_bytes, arguments...);
+#else
+  if (shared_bytes > 48 * 1024) {  // more than the default has to be asked for
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
+               "cudaFuncSetAttribute");
+  }
+  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  check_cuda(cudaGetLastError(), "kernel launch");
+#endif
+}
+
+}  // namespace conan_fast

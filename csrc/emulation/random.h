@@ -1,0 +1,49 @@
+// Random choices of the scheduler: the same from the same seed with every compiler and C library.
+#pragma once
+
+#include <cstdint>
+
+namespace emulation {
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  // splitmix64
+  uint64_t next() {
+    uint64_t z = state_ += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+
+  // In [0, count)
+  uint32_t below(uint32_t count) { return static_cast<uint32_t>((next() >> 32) * count >> 32); }
+
+  // One of the set bits of `bits`, which has at least one: its position.
+  int bit_of(uint32_t bits) {
+    // Running sums over 2, 4, 8 and 16 bits, then down again to the bit of the wanted rank. A table or a loop over the set
+    // bits takes longer, and choosing the next set bit from a random place on would favour bits after gaps.
+    const uint32_t twos = bits - ((bits >> 1) & 0x55555555u);
+    const uint32_t fours = (twos & 0x33333333u) + ((twos >> 2) & 0x33333333u);
+    const uint32_t eights = (fours + (fours >> 4)) & 0x0f0f0f0fu;
+    const uint32_t sums = eights * 0x01010101u;  // byte i: set bits in bytes 0 to i
+    uint32_t rank = below(sums >> 24), position = 0;
+    const auto descend = [&](uint32_t count, uint32_t width) {
+      const bool above = rank >= count;
+      rank -= above ? count : 0;
+      position += above ? width : 0;
+    };
+    descend((sums >> 8) & 0xff, 16);
+    descend((eights >> position) & 0xff, 8);
+    descend((fours >> position) & 0xf, 4);
+    descend((twos >> position) & 0x3, 2);
+    descend((bits >> position) & 0x1, 1);
+    return static_cast<int>(position);
+  }
+
+ private:
+  uint64_t state_;
+};
+
+}  // namespace emulation

@@ -1,0 +1,98 @@
+"""What ptxas says about each kernel: registers, stack, spills, static shared memory.
+
+As a program it is the launcher of nvcc (`resource_report.py nvcc ... -o x.o`): it runs the compiler and keeps the report
+beside the object, in x.o.resources, so that objects that are not compiled again still have theirs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_ENTRY = re.compile(r"ptxas info\s*: Compiling entry function '(?P<name>[^']+)' for '(?P<architecture>\w+)'")
+_FUNCTION = re.compile(r"ptxas info\s*: Function properties for (?P<name>\S+)")
+_FRAME = re.compile(r"\s*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"ptxas info\s*: Used (?P<registers>\d+) registers")
+_SHARED = re.compile(r"(\d+)(?:\+\d+)? bytes smem")
+_REPORT = (_ENTRY, _FUNCTION, _FRAME, _USED, re.compile(r"ptxas info\s*: (\d+ bytes gmem|Compile time|Overriding)"))
+
+
+def is_report(line: str) -> bool:
+    """Whether it is part of the report; not so an advice such as "(C7510) Potential Performance Loss"."""
+    return any(pattern.match(line) for pattern in _REPORT)
+
+
+def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """One entry per kernel and architecture, names still mangled."""
+    kernels: list[dict[str, Any]] = []
+    function = None
+    for line in lines:
+        if match := _ENTRY.match(line):
+            zeros = dict.fromkeys(
+                ("registers", "stack_bytes", "spill_store_bytes", "spill_load_bytes", "static_shared_bytes"), 0
+            )
+            kernels.append({**match.groupdict(), **zeros})
+        elif match := _FUNCTION.match(line):
+            function = match["name"]
+        elif (match := _FRAME.match(line)) and kernels:
+            # A function that was not inlined has lines of its own; its stack and spills are its kernel's.
+            for key, value in zip(("stack_bytes", "spill_store_bytes", "spill_load_bytes"), match.groups(), strict=True):
+                own = function == kernels[-1]["name"]
+                kernels[-1][key] = int(value) if own and not kernels[-1][key] else kernels[-1][key] + int(value)
+        elif (match := _USED.match(line)) and kernels:
+            kernels[-1]["registers"] = int(match["registers"])
+            shared = _SHARED.search(line)
+            kernels[-1]["static_shared_bytes"] = int(shared[1]) if shared else 0
+    return kernels
+
+
+def demangle(names: list[str]) -> list[str]:
+    if not names or shutil.which("c++filt") is None:
+        return names
+    result = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
+
+
+def gather(object_list: Path) -> list[dict[str, Any]]:
+    """The report of every object named in the file, one a line."""
+    kernels = []
+    for name in object_list.read_text().split("\n"):
+        report = object_list.parent / f"{name}.resources"
+        if name and report.exists():
+            kernels += parse(report.read_text().splitlines())
+    for kernel, name in zip(kernels, demangle([kernel["name"] for kernel in kernels]), strict=True):
+        kernel["name"] = name
+    return kernels
+
+
+def table(kernels: list[dict[str, Any]]) -> str:
+    lines = [f"{'code':8} {'registers':>9} {'stack':>6} {'spills':>7} {'shared':>7}  kernel"]
+    for kernel in kernels:
+        spills = kernel["spill_store_bytes"] + kernel["spill_load_bytes"]
+        lines.append(
+            f"{kernel['architecture']:8} {kernel['registers']:9} {kernel['stack_bytes']:6} {spills:7} "
+            f"{kernel['static_shared_bytes']:7}  {kernel['name']}"
+        )
+    return "\n".join(lines)
+
+
+def main(command: list[str]) -> int:
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    report = []
+    for line in result.stderr.splitlines(keepends=True):
+        if is_report(line):
+            report.append(line)
+        else:
+            sys.stderr.write(line)
+    if result.returncode == 0 and "-o" in command:
+        Path(command[command.index("-o") + 1] + ".resources").write_text("".join(report))
+    return result.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
