@@ -4,7 +4,6 @@ The environment decides:
   CONAN_FAST_CUDA        1: build the kernels or fail; 0: never; unset: if there is an nvcc or an NVIDIA driver
   CUDA_HOME, PATH        where nvcc is looked for
   CONAN_FAST_CUDA_ARCHS  for example "80;90a" or "sm_80,sm_90a+PTX"; the default is "80+PTX;90a"
-  CONAN_FAST_EMULATION   1: also build the CPU emulation of the kernels (conan_fast._emulated)
 """
 
 from __future__ import annotations
@@ -27,9 +26,10 @@ from setuptools.build_meta import *  # noqa: F403  (every hook that is not defin
 OLDEST_NVCC = (12, 4)
 DEFAULT_ARCHITECTURES = "80+PTX;90a"
 BUILD_TOOLS = ["cmake>=3.24", "ninja>=1.10", "pybind11>=2.13,<4"]
-# NVIDIA's compiler from PyPI. One toolkit in four parts: the driver program, ptxas and linker; the headers that nvcc itself
-# includes; the device code generator (cicc) with libdevice; the runtime's headers and static library. They are one
-# release; nvcc's requirements on the others carry no version, so each is pinned here. cuda_fp16.h needs CCCL's nv/target.
+# NVIDIA's compiler from PyPI. One toolkit in parts: the driver program, ptxas and linker; the headers that nvcc itself
+# includes; the device code generator (cicc) with libdevice; the runtime's headers and static library; CCCL, whose
+# nv/target CUDA's own headers include. They are one release; nvcc's requirements on the others carry no version, so
+# each is pinned here.
 COMPILER_WHEELS = [
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-cuda-crt==13.0.88",
@@ -50,25 +50,16 @@ class Nvcc:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is built. Kernels with `nvcc`, or with the compiler of COMPILER_WHEELS, or for `no_cuda_reason` not at all."""
+    """What is built: kernels with `nvcc`, with the compiler of COMPILER_WHEELS, or for `no_cuda_reason` not at all."""
 
     architectures: list[str]  # names as nvcc's: sm_80 is machine code, compute_80 is PTX
     nvcc: Nvcc | None = None
     compiler_wheels: bool = False
     no_cuda_reason: str | None = None
-    no_emulation_reason: str | None = None
 
     @property
     def cuda(self) -> bool:
         return self.no_cuda_reason is None
-
-    @property
-    def emulation(self) -> bool:
-        return self.no_emulation_reason is None
-
-    @property
-    def native(self) -> bool:
-        return self.cuda or self.emulation
 
 
 def fail(message: str) -> NoReturn:
@@ -139,7 +130,9 @@ def driver_release(text: str | None = None) -> int | None:
     return int(match[1]) if match else None
 
 
-def _plan_cuda(architectures: list[str]) -> Plan:
+def plan() -> Plan:
+    """Reads the environment; SystemExit with one sentence where it contradicts itself."""
+    architectures = parse_architectures(os.environ.get("CONAN_FAST_CUDA_ARCHS") or DEFAULT_ARCHITECTURES)
     wanted = os.environ.get("CONAN_FAST_CUDA", "")
     if wanted not in ("", "0", "1"):
         fail(f"CONAN_FAST_CUDA is {wanted!r}; it takes 1 (build the kernels), 0 (do not) or nothing (find out)")
@@ -170,27 +163,14 @@ def _plan_cuda(architectures: list[str]) -> Plan:
     driver = driver_release()
     if wanted != "1" and driver is not None and driver < OLDEST_DRIVER_FOR_WHEELS:
         return without(
-            f"the NVIDIA driver {driver} is older than {OLDEST_DRIVER_FOR_WHEELS}, which code of PyPI's CUDA 13 compiler "
-            "needs, and no other nvcc (CUDA_HOME, PATH; CUDA 12.4 or newer) was there when conan_fast was installed"
+            f"the NVIDIA driver {driver} is older than {OLDEST_DRIVER_FOR_WHEELS}, which PyPI's CUDA 13 needs, "
+            "and no other nvcc (CUDA_HOME, PATH; CUDA 12.4 or newer) was there when conan_fast was installed"
         )
     return Plan(architectures, compiler_wheels=True)
 
 
-def plan() -> Plan:
-    """Reads the environment; SystemExit with one sentence where it contradicts itself."""
-    architectures = parse_architectures(os.environ.get("CONAN_FAST_CUDA_ARCHS") or DEFAULT_ARCHITECTURES)
-    cuda = _plan_cuda(architectures)
-    emulation = os.environ.get("CONAN_FAST_EMULATION", "")
-    if emulation not in ("", "0", "1"):
-        fail(f"CONAN_FAST_EMULATION is {emulation!r}; it takes 1 (build the CPU emulation of the kernels) or 0")
-    if emulation == "1" and find_host_compiler() is None:
-        fail("CONAN_FAST_EMULATION=1, but no C++ compiler was found (CXX, or c++, g++, clang++ on PATH)")
-    reason = None if emulation == "1" else "CONAN_FAST_EMULATION=1 was not set when conan_fast was installed"
-    return Plan(cuda.architectures, cuda.nvcc, cuda.compiler_wheels, cuda.no_cuda_reason, reason)
-
-
 def requirements(plan: Plan) -> list[str]:
-    return (BUILD_TOOLS if plan.native else []) + (COMPILER_WHEELS if plan.compiler_wheels else [])
+    return (BUILD_TOOLS if plan.cuda else []) + (COMPILER_WHEELS if plan.compiler_wheels else [])
 
 
 def find_compiler_wheels() -> Path:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from setuptools import Command, Distribution, setup
 from setuptools.command.build import build
@@ -23,21 +23,21 @@ from build_backend import WITHOUT_KERNELS, Nvcc, Plan, fail, find_compiler_wheel
 from csrc import resource_report
 
 ROOT = Path(__file__).parent.resolve()
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+MODULE = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
 
 
 class NativeDistribution(Distribution):
     """A wheel with compiled modules is not for every platform."""
 
     def has_ext_modules(self) -> bool:
-        return plan().native
+        return plan().cuda
 
 
 class BuildNative(Command):
-    """Compiles the planned modules and puts them, with _build.json, into the package."""
+    """Compiles conan_fast._C if that is the plan, and puts it, with _build.json, into the package."""
 
-    description = "compile conan_fast._C and conan_fast._emulated as far as planned"
-    user_options = []
+    description = "compile conan_fast._C, if that is the plan"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
     build_lib: str
     editable_mode = False
 
@@ -50,21 +50,17 @@ class BuildNative(Command):
     def run(self) -> None:
         package = Path(self.get_package()).resolve()
         package.mkdir(parents=True, exist_ok=True)
-        for name in ("_C", "_emulated"):  # an earlier build's, also of another decision
-            (package / f"{name}{SUFFIX}").unlink(missing_ok=True)
+        (package / MODULE).unlink(missing_ok=True)  # an earlier build's
         current = plan()
-        for module, reason in {"_C": current.no_cuda_reason, "_emulated": current.no_emulation_reason}.items():
-            print(f"conan_fast.{module}: " + ("not built: " + reason if reason else "built"))
-        info = build_modules(current, package)
+        print("conan_fast._C: " + (f"not built: {current.no_cuda_reason}" if current.no_cuda_reason else "built"))
+        info = build_kernels(current, package)
         (package / "_build.json").write_text(json.dumps(info, indent=1) + "\n")
 
     def get_package(self) -> str:
         return str(ROOT / "conan_fast") if self.editable_mode else os.path.join(self.build_lib, "conan_fast")
 
     def _files(self) -> list[str]:
-        current = plan()
-        modules = {"_C": current.cuda, "_emulated": current.emulation}
-        return ["_build.json"] + [f"{name}{SUFFIX}" for name, built in modules.items() if built]
+        return ["_build.json", *([MODULE] if plan().cuda else [])]
 
     def get_outputs(self) -> list[str]:
         return [os.path.join(self.build_lib, "conan_fast", name) for name in self._files()]
@@ -79,31 +75,24 @@ class BuildNative(Command):
         return ["build_backend.py", "CMakeLists.txt"] + [str(path.relative_to(ROOT)) for path in sources]
 
 
-def build_modules(plan: Plan, package: Path) -> dict[str, Any]:
-    """Compiles into build/, copies the modules to `package`; returns what _build.json holds."""
+def build_kernels(plan: Plan, package: Path) -> dict[str, Any]:
+    """Compiles into build/, copies the module to `package`; returns what _build.json holds."""
     info: dict[str, Any] = {
-        "cuda": {"built": plan.cuda, "reason": plan.no_cuda_reason, "cuda_version": None, "architectures": []},
-        "emulated": {"built": plan.emulation, "reason": plan.no_emulation_reason},
-        "kernels": [],
-    }
-    if not plan.native:
+        "built": plan.cuda, "reason": plan.no_cuda_reason, "cuda_version": None, "architectures": [], "kernels": [],
+    }  # fmt: skip
+    if not plan.cuda:
         return info
     folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
-    nvcc = plan.nvcc
-    if plan.compiler_wheels:
-        nvcc = toolkit_of_wheels(find_compiler_wheels(), folder.parent)
+    nvcc = plan.nvcc or toolkit_of_wheels(find_compiler_wheels(), folder.parent)
     compile_with_cmake(plan, nvcc, folder)
-    if plan.cuda and nvcc is not None:
-        shutil.copy2(folder / f"_C{SUFFIX}", package)
-        info["cuda"].update(cuda_version=nvcc.release, architectures=plan.architectures)
-        info["kernels"] = resource_report.gather(folder / "kernel_objects.txt")
-        print(resource_report.table(info["kernels"]))
-    if plan.emulation:
-        shutil.copy2(folder / f"_emulated{SUFFIX}", package)
+    shutil.copy2(folder / MODULE, package)
+    info["cuda_version"], info["architectures"] = nvcc.release, plan.architectures
+    info["kernels"] = resource_report.gather(folder / "kernel_objects.txt")
+    print(resource_report.table(info["kernels"]))
     return info
 
 
-def compile_with_cmake(plan: Plan, nvcc: Nvcc | None, folder: Path) -> None:
+def compile_with_cmake(plan: Plan, nvcc: Nvcc, folder: Path) -> None:
     # Objects are kept from build to build. Not so the cache, where an option of an earlier build would live on; and
     # nothing at all after a change of compiler, which CMake does not take well.
     toolchain = f"{nvcc}\n{os.environ.get('CXX')}\n"
@@ -120,20 +109,17 @@ def compile_with_cmake(plan: Plan, nvcc: Nvcc | None, folder: Path) -> None:
         "CMAKE_MAKE_PROGRAM": ninja,
         "Python_EXECUTABLE": sys.executable,
         "CONAN_FAST_PYBIND11_INCLUDE": pybind11_include(folder.parent),
-        "CONAN_FAST_BUILD_CUDA": "ON" if plan.cuda else "OFF",
-        "CONAN_FAST_BUILD_EMULATION": "ON" if plan.emulation else "OFF",
+        "CMAKE_CUDA_COMPILER": str(nvcc.path),
+        "CONAN_FAST_CUDA_ARCHS": ";".join(plan.architectures),
     }
-    if nvcc is not None:
-        options["CMAKE_CUDA_COMPILER"] = str(nvcc.path)
-        options["CONAN_FAST_CUDA_ARCHS"] = ";".join(plan.architectures)
-        if "CXX" in os.environ:
-            options["CMAKE_CUDA_HOST_COMPILER"] = os.environ["CXX"]
+    if "CXX" in os.environ:
+        options["CMAKE_CUDA_HOST_COMPILER"] = os.environ["CXX"]
     definitions = [f"-D{name}={value}" for name, value in options.items()]
     definitions += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     configure = [tool("cmake", "CMAKE_BIN_DIR"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *definitions]
-    call([*configure, "--log-level=NOTICE", "-Wno-dev"], "CMake could not prepare the build of the native modules")
+    call([*configure, "--log-level=NOTICE", "-Wno-dev"], "CMake could not prepare the build of the kernels")
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0))
-    call([ninja, "-C", str(folder), f"-j{jobs}"], "the native modules do not compile")
+    call([ninja, "-C", str(folder), f"-j{jobs}"], "the kernels do not compile")
 
 
 def call(command: list[str], complaint: str) -> None:

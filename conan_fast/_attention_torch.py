@@ -57,10 +57,10 @@ def forward(
     scale: float,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(out like q, logsumexp of each row: q's shape without head_dim, float32 or float64)."""
+    """(out like q, logsumexp of each row [..., heads, tokens], float32 or float64)."""
     mask = Mask(_alpha(alpha, alpha_tensor), saturation)
     dtype = _checks.accumulation_dtype(q.dtype)
-    out, logsumexp = q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=dtype)
+    out, logsumexp = q.new_empty(q.shape), q.new_empty((*q.shape[:-3], q.shape[-2], q.shape[-3]), dtype=dtype)
     group = q.shape[-2] // k.shape[-2]
     for chunk, heads in _chunks(q, k, cu_seqlens, max_seqlen):
         query = _take_queries(q, chunk, heads, group).mul_(scale)
@@ -76,7 +76,7 @@ def forward(
             part[:, block] = torch.bmm(weights, value[:, keys]).div_(total)
             part_logsumexp[:, block] = total.log_().add_(largest).squeeze(-1)
         _put_queries(out, part, chunk, heads, group)
-        _put_queries(logsumexp.unsqueeze(-1), part_logsumexp.unsqueeze(-1), chunk, heads, group)
+        _put_queries(logsumexp.mT.unsqueeze(-1), part_logsumexp.unsqueeze(-1), chunk, heads, group)
     return out, logsumexp
 
 
@@ -104,7 +104,7 @@ def backward(
         key, value = _take(k, chunk, heads), _take(v, chunk, heads)
         grad = _take_queries(grad_out, chunk, heads, group)
         delta = _take_queries(out, chunk, heads, group).mul_(grad).sum(-1, keepdim=True)
-        norm = _take_queries(logsumexp.unsqueeze(-1), chunk, heads, group)
+        norm = _take_queries(logsumexp.mT.unsqueeze(-1), chunk, heads, group)
         if chunk.lengths is not None:
             norm = _pad_rows(norm, chunk, group)
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
@@ -207,7 +207,7 @@ def _batch_chunks(q: Tensor, score_bytes: int) -> Iterator[Chunk]:
 
 
 def _packed_chunks(q: Tensor, cu_seqlens: Tensor, max_seqlen: int, score_bytes: int) -> Iterator[Chunk]:
-    starts, lengths = _sequences(cu_seqlens, max_seqlen, q.shape[0])
+    starts, lengths = _checks.sequences(cu_seqlens, max_seqlen, q.shape[0])
     lengths, order = lengths.sort(descending=True, stable=True)
     starts = starts[order]
     sizes = lengths.tolist()
@@ -231,21 +231,6 @@ def _packed_chunk(starts: Tensor, lengths: Tensor, length: int, device: torch.de
     places = (position < lengths[:, None]).flatten().nonzero().flatten()
     target = source[places]
     return Chunk(len(starts), length, None, source.to(device), lengths.to(device), places.to(device), target.to(device))
-
-
-def _sequences(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """(first rows, lengths) of the sequences, int64 on the host, with the values of cu_seqlens checked."""
-    offsets = cu_seqlens.to("cpu", torch.int64)
-    lengths = offsets.diff()
-    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens:
-        got = f"{int(offsets[0])} to {int(offsets[-1])}"
-        raise ValueError(f"cu_seqlens must start at 0 and end at the {tokens} tokens of q, got {got}")
-    if len(lengths) and int(lengths.min()) < 0:
-        raise ValueError(f"cu_seqlens must not fall, got a step of {int(lengths.min())}")
-    longest = int(lengths.max()) if len(lengths) else 0
-    if max_seqlen < longest:
-        raise ValueError(f"max_seqlen must be at least the longest sequence, {longest}, got {max_seqlen}")
-    return offsets[:-1], lengths
 
 
 def _gather(x: Tensor, chunk: Chunk, heads: slice) -> Tensor:

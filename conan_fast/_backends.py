@@ -1,66 +1,78 @@
 """Which implementations of the operators exist here, and which one a call gets.
 
-An implementation of an operator is a module; the operator's file maps backend names to modules (for example
-`attention.IMPLEMENTATIONS`). A new backend needs two things: an entry there, and `None` from `missing_reason`.
+An operator's file maps backend names to implementations (for example `attention.IMPLEMENTATIONS`).
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from . import _native
 from ._version import __version__
 
 BACKENDS = ("auto", "torch", "cuda", "emulated")
 _warned: set[str] = set()
 
 
+@torch.compiler.assume_constant_result
 def missing_reason(backend: str) -> str | None:
     """Why `backend` cannot be used in this installation; None if it can."""
-    if backend == "torch":
-        return None
-    what = "CUDA kernels" if backend == "cuda" else "CPU emulation of the CUDA kernels"
-    return f"this installation of conan_fast {__version__} was built without the {what}"
+    return None if backend == "torch" else _native.missing_reason(backend)
 
 
-def choose(backend: str, device: torch.device) -> str:
+def choose(backend: str, device: torch.device, refusal: Callable[[str], Exception | None]) -> str:
     """The backend that a call with tensors on `device` uses.
 
-    "auto" takes the kernels for a CUDA tensor and torch for any other; where the kernels are missing it falls back to
-    torch with one warning per process. Raises ValueError for an unknown name and RuntimeError for a missing backend
-    that was asked for by name.
+    refusal: what is wrong with the call for the kernels of "cuda" or "emulated", or None.
+    "auto" takes the kernels for a CUDA tensor and torch for any other; where the kernels are missing or do not take
+    the call it falls back to torch, with one warning per reason and process. Raises ValueError for an unknown name;
+    for a backend that was asked for by name RuntimeError where it is missing, else the refusal.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    if backend != "auto":
-        reason = missing_reason(backend)
-        if reason is not None:
-            raise RuntimeError(f"backend={backend!r} is not available: {reason} (see conan_fast.build_info())")
-        return backend
-    if device.type != "cuda":
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    reason = missing_reason("cuda")
-    if reason is None:
-        return "cuda"
-    if not torch.compiler.is_compiling() and reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"conan_fast falls back to backend='torch' for CUDA tensors: {reason}", stacklevel=3)
+    name = "cuda" if backend == "auto" else backend
+    missing = missing_reason(name)
+    error: Exception | None
+    if missing is not None:
+        missing = f"backend={name!r} is not available: {missing} (see conan_fast.build_info())"
+        error = RuntimeError(missing)
+    else:
+        error = refusal(name)
+    if error is None:
+        return name
+    if backend != "auto":
+        raise error
+    _warn_once(f"conan_fast falls back to backend='torch' for CUDA tensors: {error}")
     return "torch"
+
+
+def _warn_once(message: str) -> None:
+    if not torch.compiler.is_compiling() and message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=5)
 
 
 def build_info() -> dict[str, Any]:
     """What this installation holds.
 
-    Keys: "version"; "compiled_architectures" (list of names such as "sm_90a"); "cuda_version" the kernels were
-    compiled with (None without kernels); "available_backends"; "missing_backends" (name -> reason).
+    Keys: "version"; "compiled_architectures" (list of names such as "sm_90a"; "compute_80" is PTX for newer chips);
+    "cuda_version" the kernels were compiled with (None without kernels); "available_backends"; "missing_backends"
+    (name -> reason); "kernels" (per kernel and architecture: registers, stack_bytes, spill_store_bytes,
+    spill_load_bytes, static_shared_bytes, as ptxas reported them).
     """
     reasons = {name: missing_reason(name) for name in BACKENDS if name != "auto"}
+    facts = _native.build_facts()
     return {
         "version": __version__,
-        "compiled_architectures": [],
-        "cuda_version": None,
+        "compiled_architectures": facts["architectures"],
+        "cuda_version": facts["cuda_version"],
         "available_backends": [name for name, reason in reasons.items() if reason is None],
         "missing_backends": {name: reason for name, reason in reasons.items() if reason is not None},
+        "kernels": facts["kernels"],
     }

@@ -140,3 +140,18 @@ def matryoshka(
     rising = sorted(range(len(wanted)), key=lambda index: wanted[index])
     places = sorted(range(len(wanted)), key=lambda index: rising[index])
     return [wanted[index] for index in rising], [factors[index] for index in rising], places
+
+
+def sequences(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """(first rows, lengths) of the sequences, int64 on the host, with the values of cu_seqlens checked."""
+    offsets = cu_seqlens.to("cpu", torch.int64)
+    lengths = offsets.diff()
+    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens:
+        got = f"{int(offsets[0])} to {int(offsets[-1])}"
+        raise ValueError(f"cu_seqlens must start at 0 and end at the {tokens} tokens of q, got {got}")
+    if len(lengths) and int(lengths.min()) < 0:
+        raise ValueError(f"cu_seqlens must not fall, got a step of {int(lengths.min())}")
+    longest = int(lengths.max()) if len(lengths) else 0
+    if max_seqlen < longest:
+        raise ValueError(f"max_seqlen must be at least the longest sequence, {longest}, got {max_seqlen}")
+    return offsets[:-1], lengths

@@ -6,17 +6,28 @@ schema and shape function, so torch.compile takes them as they are; what they do
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _attention_torch, _backends, _checks
+from ._attention_native import NativeAttention
 
-# A backend is a module with `forward` and `backward`, taking the arguments of the operators below but the last.
-IMPLEMENTATIONS: dict[str, ModuleType] = {"torch": _attention_torch}
+
+class Implementation(Protocol):
+    """A backend; `forward` and `backward` take the arguments of the operators below but the last."""
+
+    @property
+    def forward(self) -> Callable[..., tuple[Tensor, Tensor]]: ...
+    @property
+    def backward(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]: ...
+
+
+NATIVE = {name: NativeAttention(name) for name in ("cuda", "emulated")}
+IMPLEMENTATIONS: dict[str, Implementation] = {"torch": _attention_torch, **NATIVE}
 
 _SETTINGS = (
     "Tensor? cu_seqlens, SymInt max_seqlen, float alpha, Tensor? alpha_tensor, str saturation, float scale, "
@@ -35,20 +46,19 @@ torch.library.define(
 @torch.library.impl("conan_fast::attention_forward", "CompositeExplicitAutograd")
 def _forward(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        out: tuple[Tensor, Tensor] = IMPLEMENTATIONS[arguments[-1]].forward(q, *arguments[:-1])
-        return out
+        return IMPLEMENTATIONS[arguments[-1]].forward(q, *arguments[:-1])
 
 
 @torch.library.impl("conan_fast::attention_backward", "CompositeExplicitAutograd")
 def _backward(grad_out: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad(), torch.autocast(grad_out.device.type, enabled=False):
-        grads: tuple[Tensor, Tensor, Tensor] = IMPLEMENTATIONS[arguments[-1]].backward(grad_out, *arguments[:-1])
-        return grads
+        return IMPLEMENTATIONS[arguments[-1]].backward(grad_out, *arguments[:-1])
 
 
 @torch.library.register_fake("conan_fast::attention_forward")
 def _forward_shapes(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=_checks.accumulation_dtype(q.dtype))
+    lines = (*q.shape[:-3], q.shape[-2], q.shape[-3])
+    return q.new_empty(q.shape), q.new_empty(lines, dtype=_checks.accumulation_dtype(q.dtype))
 
 
 @torch.library.register_fake("conan_fast::attention_backward")
@@ -155,7 +165,7 @@ def _attend(
     _checks.alpha(alpha, q.device)
     _checks.one_of("saturation", saturation, _checks.SATURATIONS)
     _checks.positive_scale(scale)
-    chosen = _backends.choose(backend, q.device)
+    chosen = _backends.choose(backend, q.device, lambda name: NATIVE[name].refusal(q))
     alpha_float, alpha_tensor = (0.0, alpha) if isinstance(alpha, Tensor) else (float(alpha), None)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     settings = (max_seqlen, alpha_float, saturation, factor, bool(deterministic), chosen)

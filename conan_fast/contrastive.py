@@ -126,7 +126,7 @@ def info_nce(
     """
     _check(queries, positives, negatives, temperature, positive_ids, negative_ids, negative_scope, group)
     rising, weights, places = _checks.matryoshka(dims, dim_weights, queries.shape[1])
-    chosen = _backends.choose(backend, queries.device)
+    chosen = _backends.choose(backend, queries.device, _no_kernels)
     shared = negatives.flatten(0, 1) if negatives is not None and negative_scope == "shared" else None
     private = negatives if negative_scope == "private" else None
     shared_ids = negative_ids.flatten() if negative_ids is not None and shared is not None else None
@@ -149,6 +149,10 @@ def info_nce(
     if negatives is not None:
         scores = IMPLEMENTATIONS[chosen].negative_scores(queries.detach(), negatives.detach())
     return InfoNCE(loss, torch.stack([losses[place] for place in places]), scores)
+
+
+def _no_kernels(_: str) -> Exception:
+    return RuntimeError("info_nce has no CUDA kernels yet")
 
 
 def _check(

@@ -1,5 +1,5 @@
-// The Python module: checks every argument, then starts kernels. Compiled twice, for the GPU (conan_fast._C) and for the
-// CPU emulation (conan_fast._emulated); both have the same functions.
+// The Python module: checks every argument, then starts kernels. Compiled twice, for the GPU (conan_fast._C) and for
+// the CPU emulation (conan_fast._emulated); both have the same functions.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -44,9 +44,9 @@ struct Call {
   int head_dim, device;
 };
 
-Call check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& logsumexp, const py::object& cu_seqlens,
-                  int max_seqlen, float alpha, const py::object& alpha_tensor, int saturation, float scale,
-                  const py::object& schedule) {
+Call check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& logsumexp,
+                  const py::object& cu_seqlens, int max_seqlen, float alpha, const py::object& alpha_tensor,
+                  int saturation, float scale, const py::object& schedule) {
   Call call;
   AttentionParams& p = call.params;
   bool packed = !cu_seqlens.is_none();
@@ -124,7 +124,8 @@ void attention_forward(const py::object& q_, const py::object& k_, const py::obj
                        const py::object& out_, const py::object& logsumexp_, const py::object& schedule,
                        uintptr_t stream) {
   Tensor q("q", q_), k("k", k_), v("v", v_), out("out", out_), logsumexp("logsumexp", logsumexp_);
-  Call call = check_inputs(q, k, v, logsumexp, cu_seqlens, max_seqlen, alpha, alpha_tensor, saturation, scale, schedule);
+  Call call =
+      check_inputs(q, k, v, logsumexp, cu_seqlens, max_seqlen, alpha, alpha_tensor, saturation, scale, schedule);
   call.params.out = output(out, q);
   for_head_dim(call.head_dim, [&](auto head_dim) {
     if (call.params.tokens == 0) return;
@@ -140,7 +141,8 @@ void attention_backward(const py::object& grad_out_, const py::object& q_, const
                         const py::object& delta_, const py::object& schedule, uintptr_t stream) {
   Tensor grad_out("grad_out", grad_out_), q("q", q_), k("k", k_), v("v", v_), out("out", out_);
   Tensor logsumexp("logsumexp", logsumexp_), delta("delta", delta_), dq("dq", dq_), dk("dk", dk_), dv("dv", dv_);
-  Call call = check_inputs(q, k, v, logsumexp, cu_seqlens, max_seqlen, alpha, alpha_tensor, saturation, scale, schedule);
+  Call call =
+      check_inputs(q, k, v, logsumexp, cu_seqlens, max_seqlen, alpha, alpha_tensor, saturation, scale, schedule);
   AttentionParams& p = call.params;
   p.grad_out = output(grad_out, q);
   p.out = output(out, q);
@@ -160,7 +162,8 @@ void attention_backward(const py::object& grad_out_, const py::object& q_, const
   for_head_dim(call.head_dim, [&](auto head_dim) {
     if (p.tokens == 0) return;
     DeviceGuard device(call.device);
-    launch_attention_backward<head_dim>(p, call.element, device.shared_memory_limit(), reinterpret_cast<Stream>(stream));
+    launch_attention_backward<head_dim>(p, call.element, device.shared_memory_limit(),
+                                        reinterpret_cast<Stream>(stream));
   });
 }
 
@@ -187,7 +190,18 @@ PYBIND11_MODULE(CONAN_FAST_MODULE, module) {
   module.def(
       "set_shared_memory_limit", [](int bytes) { emulated_shared_memory_limit = bytes; }, py::arg("bytes"),
       "Shared memory of a block on the emulated chip: 227 KB on Hopper, 163 on 8.0, 99 on 8.6, 8.9 and 12.x.");
-  module.def("bank_conflicts", [] { return emulation::statistics().bank_conflicts; },
-             "Bank conflicts of ldmatrix in this process so far.");
+  module.def(
+      "bank_conflicts", [] { return emulation::statistics().bank_conflicts; },
+      "Bank conflicts of ldmatrix in this process so far.");
+#else
+  module.def(
+      "driver_version",
+      [] {
+        int version = 0;
+        check_cuda(cudaDriverGetVersion(&version), "cudaDriverGetVersion");
+        return version;
+      },
+      "Newest CUDA version that the driver supports: 13000 is 13.0; 0 without a driver.");
+  module.def("runtime_version", [] { return CUDART_VERSION; }, "CUDA version that the kernels were compiled with.");
 #endif
 }

@@ -1,7 +1,7 @@
 """What ptxas says about each kernel: registers, stack, spills, static shared memory.
 
-As a program it is the launcher of nvcc (`resource_report.py nvcc ... -o x.o`): it runs the compiler and keeps the report
-beside the object, in x.o.resources, so that objects that are not compiled again still have theirs.
+As a program it is the launcher of nvcc (`resource_report.py nvcc ... -o x.o`): it runs the compiler and keeps the
+report beside the object, in x.o.resources, so that objects that are not compiled again still have theirs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
             function = match["name"]
         elif (match := _FRAME.match(line)) and kernels:
             # A function that was not inlined has lines of its own; its stack and spills are its kernel's.
-            for key, value in zip(("stack_bytes", "spill_store_bytes", "spill_load_bytes"), match.groups(), strict=True):
+            for key, value in zip(
+                ("stack_bytes", "spill_store_bytes", "spill_load_bytes"), match.groups(), strict=True
+            ):
                 own = function == kernels[-1]["name"]
                 kernels[-1][key] = int(value) if own and not kernels[-1][key] else kernels[-1][key] + int(value)
         elif (match := _USED.match(line)) and kernels:

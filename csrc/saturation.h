@@ -1,4 +1,5 @@
-// Which index the soft mask's weight depends on (conan_fast/soft_mask.py says what each means). Host code needs no more of it.
+// Which index the soft mask's weight depends on (conan_fast/soft_mask.py says what each means). Host code needs no more
+// of it.
 #pragma once
 
 namespace conan_fast {

@@ -1,6 +1,6 @@
 // The soft mask (paper section 3.2, eq. 3-4), as kernels see it. M_ij = 1 for j <= i; above the diagonal, with 0-based
-// indices and a sequence of l tokens: min(alpha l / (j + 1), 1) for kKey, min(alpha l / (i + 1), 1) for kQuery, alpha for
-// kUniform. It depends on one index only, so it is a vector per tile and never a matrix.
+// indices and a sequence of l tokens: min(alpha l / (j + 1), 1) for kKey, min(alpha l / (i + 1), 1) for kQuery, alpha
+// for kUniform. It depends on one index only, so it is a vector per tile and never a matrix.
 #pragma once
 
 #include "device/numeric.h"

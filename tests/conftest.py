@@ -1,15 +1,32 @@
-"""A whole run of a very small model on made-up data, shared by the tests of the trainer."""
+"""The kernels compiled for the CPU, and a whole run of a very small model on made-up data for the trainer's tests."""
 
 import json
+import os
 import random
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import emulation
 import pytest
 import torch
 
 from train.__main__ import main
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def emulated() -> ModuleType:
+    """conan_fast._emulated, built if need be; from then on backend="emulated" exists."""
+    if emulation.NAME in sys.modules:
+        return sys.modules[emulation.NAME]
+    if built := os.environ.get("CONAN_FAST_EMULATED"):
+        return emulation.load(Path(built))
+    if reason := emulation.compiler_missing():
+        pytest.skip(reason)
+    return emulation.load(emulation.build("tests"))
+
 
 COLOURS = ["red", "blue", "green", "black", "white", "brown", "grey", "pink"]
 THINGS = ["house", "river", "mountain", "garden", "window", "bridge", "forest", "engine", "letter", "candle"]

@@ -46,7 +46,8 @@ void backward(const AttentionParams& params, int shared_memory_limit, Stream str
 template <>
 void launch_attention_forward<CONAN_FAST_HEAD_DIM>(const AttentionParams& params, Element element, Stream stream) {
   using Plan = Sm80Forward<CONAN_FAST_HEAD_DIM>;
-  auto* kernel = element == Element::kBf16 ? sm80_forward<Bf16, CONAN_FAST_HEAD_DIM> : sm80_forward<Fp16, CONAN_FAST_HEAD_DIM>;
+  auto* kernel =
+      element == Element::kBf16 ? sm80_forward<Bf16, CONAN_FAST_HEAD_DIM> : sm80_forward<Fp16, CONAN_FAST_HEAD_DIM>;
   start<Plan>(kernel, params, Plan::kRows, params.heads, stream);
 }
 

@@ -16,7 +16,8 @@ void launch_attention_forward(const AttentionParams& params, Element element, St
 template <int kHeadDim>
 void launch_attention_backward(const AttentionParams& params, Element element, int shared_memory_limit, Stream stream);
 
-// For packed batches, before the kernels that read the schedule; returns how many tile slots they are to be started for.
+// For packed batches, before the kernels that read the schedule; returns how many tile slots they are to be started
+// for.
 int launch_schedule(const AttentionParams& params, int tile_rows, Stream stream);
 void launch_row_delta(const AttentionParams& params, Element element, int head_dim, Stream stream);
 

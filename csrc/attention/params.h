@@ -1,4 +1,5 @@
-// What the attention kernels are told. Pointers are on the device; strides count elements; token rows have stride 1 inside.
+// What the attention kernels are told. Pointers are on the device; strides count elements; token rows have stride 1
+// inside.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +38,9 @@ struct AttentionParams {
   ScheduledTile* schedule = nullptr;  // room for schedule_slots(tokens, sequences) tiles
   // Backward only.
   Rows grad_out, dq, dk, dv;
-  float* delta = nullptr;    // [batch, heads, tokens]: rowsum(grad_out * out)
-  float* dq_sum = nullptr;   // [batch, tokens, heads, head_dim] zeros: dq / scale is added here; null: dq is written itself
+  float* delta = nullptr;  // [batch, heads, tokens]: rowsum(grad_out * out)
+  float* dq_sum =
+      nullptr;  // [batch, tokens, heads, head_dim] zeros: dq / scale is added here; null: dq is written itself
 };
 
 // The smallest tile that any kernel schedules.

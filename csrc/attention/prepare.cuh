@@ -1,8 +1,8 @@
 // The small kernels around attention: which tiles there are in a packed batch, and rowsum(dO * O).
 #pragma once
 
-#include "device/numeric.h"
 #include "attention/params.h"
+#include "device/numeric.h"
 
 namespace conan_fast {
 
@@ -68,8 +68,8 @@ constexpr int kDeltaThreads = 256, kDeltaThreadsPerRow = 16;
 // delta = rowsum(grad_out * out) for every token and head: 16 lanes a row, 8 elements each.
 template <class Format>
 __global__ void __launch_bounds__(kDeltaThreads) row_delta(const __grid_constant__ AttentionParams p, int head_dim) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kDeltaThreads / kDeltaThreadsPerRow) +
-                      threadIdx.x / kDeltaThreadsPerRow;
+  const int64_t row =
+      static_cast<int64_t>(blockIdx.x) * (kDeltaThreads / kDeltaThreadsPerRow) + threadIdx.x / kDeltaThreadsPerRow;
   const int chunk = static_cast<int>(threadIdx.x) % kDeltaThreadsPerRow;
   const bool exists = row < static_cast<int64_t>(p.batch) * p.tokens * p.heads;
   const int head = static_cast<int>(row % p.heads);

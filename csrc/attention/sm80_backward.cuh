@@ -1,10 +1,10 @@
 // Soft-masked attention, backward: dK, dV and the sum of dQ, for Ampere and newer.
 //
-// A block has a tile of keys of one K/V head, 16 keys in each warp, and goes over the query rows of all query heads that
-// share the K/V head, 64 at a time. Scores are made transposed, S^T = K Q^T: then P^T and dS^T, as they leave one product,
-// are the left operands of the next, dV += P^T dO and dK += dS^T Q, without passing through shared memory, and for
-// Saturation::kKey the mask is one number per row. Only dQ = dS K adds up over keys, so over warps and blocks: dS goes
-// through shared memory, dQ to global memory by atomic additions in fp32.
+// A block has a tile of keys of one K/V head, 16 keys in each warp, and goes over the query rows of all query heads
+// that share the K/V head, 64 at a time. Scores are made transposed, S^T = K Q^T: then P^T and dS^T, as they leave one
+// product, are the left operands of the next, dV += P^T dO and dK += dS^T Q, without passing through shared memory, and
+// for Saturation::kKey the mask is one number per row. Only dQ = dS K adds up over keys, so over warps and blocks: dS
+// goes through shared memory, dQ to global memory by atomic additions in fp32.
 #pragma once
 
 #include "attention/sm80_tile.cuh"
@@ -115,7 +115,8 @@ __device__ inline void add_dq(const AttentionParams& p, const TilePlace& place, 
     int64_t token = static_cast<int64_t>(place.batch) * p.tokens + place.first_token + i;
     float* target = p.dq_sum + (token * p.heads + head) * Plan::kHeadDim + 8 * column_tile + lane % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < Plan::kDqTiles; ++n) atomic_add_pair(target + 8 * n, dq[0][n][2 * half], dq[0][n][2 * half + 1]);
+    for (int n = 0; n < Plan::kDqTiles; ++n)
+      atomic_add_pair(target + 8 * n, dq[0][n][2 * half], dq[0][n][2 * half + 1]);
   }
 }
 
@@ -204,12 +205,11 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
   // V's rows of a warp are read by this warp alone: they serve to store first dV, then dK.
   const float one[1][2] = {{1.0f, 1.0f}}, scale[1][2] = {{p.scale, p.scale}};
   const int rows = length - place.begin - warp_key();
-  store_rows<Format, typename Plan::KTile>(dv, one, v, warp_key(), p.dv.at(place.batch, first_token + warp_key(), kv_head),
-                                           p.dv.token_stride, rows);
+  store_rows<Format, typename Plan::KTile>(
+      dv, one, v, warp_key(), p.dv.at(place.batch, first_token + warp_key(), kv_head), p.dv.token_stride, rows);
   __syncwarp();
-  store_rows<Format, typename Plan::KTile>(dk, scale, v, warp_key(),
-                                           p.dk.at(place.batch, first_token + warp_key(), kv_head), p.dk.token_stride,
-                                           rows);
+  store_rows<Format, typename Plan::KTile>(
+      dk, scale, v, warp_key(), p.dk.at(place.batch, first_token + warp_key(), kv_head), p.dk.token_stride, rows);
 }
 
 }  // namespace conan_fast

@@ -1,5 +1,5 @@
-// Soft-masked attention, backward: dQ alone, for bit-equal gradients from run to run. Together with sm80_backward, which
-// then leaves dQ out, 7 products are made in place of 5: 1.4 times the work.
+// Soft-masked attention, backward: dQ alone, for bit-equal gradients from run to run. Together with sm80_backward,
+// which then leaves dQ out, 7 products are made in place of 5: 1.4 times the work.
 //
 // A block has 64 query rows of one head, 16 in each warp, and goes over the keys in tiles of 64. dS is the left operand
 // of dQ += dS K as it leaves the registers.

@@ -1,8 +1,8 @@
 // Soft-masked attention, forward, for Ampere and newer: mma.m16n8k16 and cp.async.
 //
-// A block has 128 query rows of one head, 32 in each of its 4 warps, and goes over the keys in tiles of 64. With 32 rows
-// a warp reads 75 bytes of shared memory for each cycle of the tensor core (128 are there); with 16 rows it would be all
-// 128. K and V have one buffer each: V travels while K is used, the next K while V is used.
+// A block has 128 query rows of one head, 32 in each of its 4 warps, and goes over the keys in tiles of 64. With 32
+// rows a warp reads 75 bytes of shared memory for each cycle of the tensor core (128 are there); with 16 rows it would
+// be all 128. K and V have one buffer each: V travels while K is used, the next K while V is used.
 #pragma once
 
 #include "attention/sm80_tile.cuh"
@@ -32,8 +32,8 @@ struct Sm80Forward {
   static constexpr int kFacts = kRowBias + kRows * 4, kSharedBytes = kFacts + static_cast<int>(sizeof(Facts));
 };
 
-// Adds log M / scale above the diagonal to the scores of a warp's rows, and removes the keys past the end. log M is the sum
-// of key_bias (not 0 for Saturation::kKey) and row_bias (not 0 for the others), both in units of the scores.
+// Adds log M / scale above the diagonal to the scores of a warp's rows, and removes the keys past the end. log M is the
+// sum of key_bias (not 0 for Saturation::kKey) and row_bias (not 0 for the others), both in units of the scores.
 template <class Plan>
 __device__ inline void mask_scores(float (&scores)[Plan::kM][Plan::kKeys / 8][4], const SoftMask& mask, int first_row,
                                    int first_key, int length, const float* key_bias, const float* row_bias) {
@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(Sm80Forward<kHeadDim>::kThreads)
   auto* row_bias = reinterpret_cast<float*>(shared + Plan::kRowBias);
   auto load_keys = [&](const Rows& rows, const TilePlace& place, int kv_head, int tile, int to) {
     const int first = tile * Plan::kKeys;
-    load_rows<typename Plan::KTile, Plan::kThreads>(shared + to, rows.at(place.batch, place.first_token + first, kv_head),
-                                                    rows.token_stride, place.length - first);
+    load_rows<typename Plan::KTile, Plan::kThreads>(
+        shared + to, rows.at(place.batch, place.first_token + first, kv_head), rows.token_stride, place.length - first);
   };
   load_rows<typename Plan::QTile, Plan::kThreads>(
       shared + Plan::kQ, p.q.at(place.batch, place.first_token + place.begin, static_cast<int>(blockIdx.y)),
@@ -189,8 +189,8 @@ __global__ void __launch_bounds__(Sm80Forward<kHeadDim>::kThreads)
     }
   }
   store_rows<Format, typename Plan::QTile>(out, factor, shared + Plan::kQ, warp_row(),
-                                           p.out.at(done.batch, done.first_token + first_row, head),
-                                           p.out.token_stride, done.length - first_row);
+                                           p.out.at(done.batch, done.first_token + first_row, head), p.out.token_stride,
+                                           done.length - first_row);
 }
 
 }  // namespace conan_fast

@@ -27,8 +27,8 @@ struct SharedTile {
 };
 
 // The offset of chunk (row + lane_row, chunk + lane_chunk), where row is a multiple of 8, chunk is even, both known at
-// compile time, and lane_chunk is 0 or 1 (or chunk is 0). It takes one register, at most one XOR, and an immediate of the
-// instruction that uses it: rows start at multiples of what is flipped.
+// compile time, and lane_chunk is 0 or 1 (or chunk is 0). It takes one register, at most one XOR, and an immediate of
+// the instruction that uses it: rows start at multiples of what is flipped.
 template <class Tile>
 struct LaneOffset {
   int base;
@@ -65,8 +65,8 @@ __device__ inline void multiply_by_transposed(float (&sum)[kM][kN][4], const uns
   const int lane = lane_index();
   const LaneOffset<TileA> from_a(a_row + lane % 16, lane / 16);
   const LaneOffset<TileB> from_b(b_row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
-  // 128 columns go in two rounds of 64: with all steps in one piece the compiler starts so many loads ahead that registers
-  // run out (8 to 60 bytes spilled in the forward kernel).
+  // 128 columns go in two rounds of 64: with all steps in one piece the compiler starts so many loads ahead that
+  // registers run out (8 to 60 bytes spilled in the forward kernel).
   constexpr int kSteps = TileA::kColumns / 16, kRounds = kSteps == 8 ? 2 : 1;
 #pragma unroll 1
   for (int round = 0; round < kRounds; ++round) {
@@ -126,7 +126,7 @@ __device__ inline void multiply_registers(float (&sum)[kM][kN][4], const float (
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float(&source)[4] = left[m][2 * step + i / 2];
+        const float (&source)[4] = left[m][2 * step + i / 2];
         packed[m][i] = Format::pack(source[i % 2 * 2], source[i % 2 * 2 + 1]);
       }
     }

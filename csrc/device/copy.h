@@ -6,7 +6,8 @@
 namespace conan_fast {
 
 // cp.async.cg.shared.global [shared], [global], 16, valid ? 16 : 0: 16 bytes, zeros where there is nothing to read.
-// Shared memory is addressed by a start and an offset (see ldmatrix); both addresses are aligned to 16. The data may be read after cp_async_wait and a barrier.
+// Shared memory is addressed by a start and an offset (see ldmatrix); both addresses are aligned to 16. The data may be
+// read after cp_async_wait and a barrier.
 __device__ inline void cp_async_16(unsigned char* start, int offset, const void* global, bool valid) {
 #if defined(CONAN_FAST_EMULATED)
   emulation::check_shared(start + offset, 16, 16, "cp.async");

@@ -103,8 +103,8 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint3
 }
 
 // ldmatrix.sync.aligned.m8n8.x{2,4}[.trans].shared.b16: lane 8 m + i gives the address of row i of matrix m;
-// register m then holds elements (g, 2t..2t+1) of matrix m, or (2t..2t+1, g) with .trans. The address is given as a start
-// and an offset: added up in 32 bits they take half the registers of a generic pointer.
+// register m then holds elements (g, 2t..2t+1) of matrix m, or (2t..2t+1, g) with .trans. The address is given as a
+// start and an offset: added up in 32 bits they take half the registers of a generic pointer.
 template <int kMatrices, bool kTransposed>
 __device__ inline void ldmatrix(uint32_t (&out)[kMatrices], const unsigned char* start, int offset) {
   static_assert(kMatrices == 2 || kMatrices == 4);

@@ -5,8 +5,8 @@
 
 namespace conan_fast {
 
-// threadIdx.x of a one-dimensional block, read where it is asked for: what is made from it (places in tiles, rows, columns)
-// is then made where it is used and not kept in registers all through a loop. On the GPU mov.u32 %tid.x.
+// threadIdx.x of a one-dimensional block, read where it is asked for: what is made from it (places in tiles, rows,
+// columns) is then made where it is used and not kept in registers all through a loop. On the GPU mov.u32 %tid.x.
 __device__ inline int thread_index() {
 #if defined(CONAN_FAST_EMULATED)
   return static_cast<int>(threadIdx.x);

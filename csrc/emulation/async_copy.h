@@ -24,7 +24,7 @@ class AsyncCopies {
   };
 
   std::vector<Copy> copies_;
-  size_t first_ = 0;     // the oldest one that has not arrived
+  size_t first_ = 0;    // the oldest one that has not arrived
   int open_group_ = 0;  // takes the copies until the next commit
 };
 

@@ -142,7 +142,8 @@ void Block::wait_at_barrier(int id, int expected, BarrierCall call) {
   Barrier& barrier = barriers_[static_cast<size_t>(id)];
   if (barrier.arrived == 0) barrier.expected = expected;
   if (barrier.expected != expected) {
-    fail("barrier %d at %s:%d: the thread comes with another thread count than those that wait there", id, call.file, call.line);
+    fail("barrier %d at %s:%d: the thread comes with another thread count than those that wait there", id, call.file,
+         call.line);
   }
   if (barrier.lanes[w] != 0) {
     const int other = static_cast<int>(w) * kWarpSize + __builtin_ctz(barrier.lanes[w]);

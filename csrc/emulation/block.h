@@ -101,8 +101,8 @@ class Block {
 
   Launch* launch_ = nullptr;
   int thread_count_ = 0, warp_count_ = 0;
-  int alive_ = 0;       // threads that have not exited
-  int rank_ = 0;        // of the thread that runs
+  int alive_ = 0;  // threads that have not exited
+  int rank_ = 0;   // of the thread that runs
   Thread* current_ = nullptr;
   int moving_warp_ = -1;  // the one that runs as far ahead as it can
   uint32_t ready_warps_ = 0;
@@ -114,4 +114,3 @@ class Block {
 };
 
 }  // namespace emulation
-

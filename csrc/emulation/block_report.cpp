@@ -33,8 +33,8 @@ std::string list(Lanes lanes) {
 }  // namespace
 
 std::string Block::where() const {
-  return "block " + triple(blockIdx) + ", thread " + triple(current_->index) + " (warp " + std::to_string(rank_ / kWarpSize) +
-         ", lane " + std::to_string(rank_ % kWarpSize) + ")";
+  return "block " + triple(blockIdx) + ", thread " + triple(current_->index) + " (warp " +
+         std::to_string(rank_ / kWarpSize) + ", lane " + std::to_string(rank_ % kWarpSize) + ")";
 }
 
 std::string Block::place(int w, int lane) const {

@@ -10,8 +10,8 @@
 #include "emulation/emulation.h"
 #include "emulation/vector_types.h"
 
-// ---- Keywords. __restrict__ is one of the host compiler's own. __noinline__ is left out: the standard library uses it as
-// the name of an attribute.
+// ---- Keywords. __restrict__ is one of the host compiler's own. __noinline__ is left out: the standard library uses it
+// as the name of an attribute.
 #define __global__
 #define __device__
 #define __host__
@@ -33,7 +33,9 @@ constexpr int warpSize = 32;
 // ---- Barriers and fences. Fibers switch only where they wait, so memory is always in order.
 #define __syncthreads() ::emulation::block_barrier(__FILE__, __LINE__)
 
-inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::masked_collective("__syncwarp", mask, nullptr, nullptr); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  emulation::masked_collective("__syncwarp", mask, nullptr, nullptr);
+}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
@@ -93,7 +95,8 @@ inline Vote vote(const char* name, unsigned mask, int predicate) {
 
 }  // namespace emulation
 
-// A width below 32 splits the warp into segments; a source past the end of the lane's own segment gives the lane's own value.
+// A width below 32 splits the warp into segments; a source past the end of the lane's own segment gives the lane's own
+// value.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   const int segment = emulation::lane_rank() & ~(width - 1);
@@ -118,9 +121,13 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   return emulation::shuffle("__shfl_up_sync", mask, value, source >= (lane & ~(width - 1)) ? source : lane);
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate) { return emulation::vote("__ballot_sync", mask, predicate).ballot; }
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  return emulation::vote("__ballot_sync", mask, predicate).ballot;
+}
 
-inline int __any_sync(unsigned mask, int predicate) { return emulation::vote("__any_sync", mask, predicate).ballot != 0; }
+inline int __any_sync(unsigned mask, int predicate) {
+  return emulation::vote("__any_sync", mask, predicate).ballot != 0;
+}
 
 inline int __all_sync(unsigned mask, int predicate) {
   const emulation::Vote result = emulation::vote("__all_sync", mask, predicate);
@@ -149,9 +156,13 @@ inline int atomicAdd(int* address, int value) {  // wraps, as on the device
   return emulation::replace(address, static_cast<int>(static_cast<unsigned>(*address) + static_cast<unsigned>(value)));
 }
 inline int atomicMax(int* address, int value) { return emulation::replace(address, std::max(*address, value)); }
-inline unsigned atomicMax(unsigned* address, unsigned value) { return emulation::replace(address, std::max(*address, value)); }
+inline unsigned atomicMax(unsigned* address, unsigned value) {
+  return emulation::replace(address, std::max(*address, value));
+}
 inline int atomicMin(int* address, int value) { return emulation::replace(address, std::min(*address, value)); }
-inline unsigned atomicMin(unsigned* address, unsigned value) { return emulation::replace(address, std::min(*address, value)); }
+inline unsigned atomicMin(unsigned* address, unsigned value) {
+  return emulation::replace(address, std::min(*address, value));
+}
 inline int atomicExch(int* address, int value) { return emulation::replace(address, value); }
 inline unsigned atomicExch(unsigned* address, unsigned value) { return emulation::replace(address, value); }
 inline int atomicCAS(int* address, int expected, int value) {

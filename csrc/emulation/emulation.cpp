@@ -96,8 +96,8 @@ void named_barrier(int id, int threads, const char* file, int line) {
   const int available = static_cast<int>(shape.x * shape.y * shape.z);
   if (id < 0 || id >= kNamedBarriers) fail("named barrier %d at %s:%d: there are barriers 0 to 15", id, file, line);
   if (threads <= 0 || threads % kWarpSize != 0 || threads > (available + kWarpSize - 1) / kWarpSize * kWarpSize) {
-    fail("named barrier %d at %s:%d: %d threads are not a multiple of 32 that the block of %d has", id, file, line, threads,
-         available);
+    fail("named barrier %d at %s:%d: %d threads are not a multiple of 32 that the block of %d has", id, file, line,
+         threads, available);
   }
   block().wait_at_barrier(id, threads, {file, line});
 }
@@ -137,7 +137,8 @@ void set_seed(uint64_t value) { seed = value; }
 
 int thread_rank() { return block().rank(); }
 
-void launch_erased(void (*run)(const void* arguments), const void* arguments, dim3 grid, dim3 block, size_t shared_bytes) {
+void launch_erased(void (*run)(const void* arguments), const void* arguments, dim3 grid, dim3 block,
+                   size_t shared_bytes) {
   if (running != nullptr) fail("launch: a kernel cannot launch another");
   check_configuration(grid, block, shared_bytes);
   SharedMemory shared(shared_bytes);

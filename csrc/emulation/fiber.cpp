@@ -1,8 +1,8 @@
-// Switching takes 11 ns with _setjmp and _longjmp, and 250 ns with swapcontext, which makes a system call (x86-64, glibc
-// 2.36, -O2). So ucontext only makes the stacks.
+// Switching takes 11 ns with _setjmp and _longjmp, and 250 ns with swapcontext, which makes a system call (x86-64,
+// glibc 2.36, -O2). So ucontext only makes the stacks.
 //
-// _FORTIFY_SOURCE, which some compilers set by themselves, would turn _longjmp into a version that ends the process when it
-// meets another stack. The C library's headers look at the macro, so it is undefined here, for this file alone.
+// _FORTIFY_SOURCE, which some compilers set by themselves, would turn _longjmp into a version that ends the process
+// when it meets another stack. The C library's headers look at the macro, so it is undefined here, for this file alone.
 #undef _FORTIFY_SOURCE
 
 #include "emulation/fiber.h"
@@ -62,7 +62,8 @@ void jump(std::jmp_buf& target) { _longjmp(target, 1); }
 
 Fiber::Fiber(int number, void (*entry)(void*), void* argument) : entry_(entry), argument_(argument) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  mapping_ = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  mapping_ =
+      mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping_ == MAP_FAILED) throw std::bad_alloc();
   mprotect(mapping_, page, PROT_NONE);
   bottom_ = static_cast<char*>(mapping_) + page;

@@ -19,8 +19,8 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // The next switch to this fiber starts its entry anew. What was on its stack is dropped without running destructors, which
-  // device code does not have. Cheap, so that stacks are made once for all blocks and launches of a host thread.
+  // The next switch to this fiber starts its entry anew. What was on its stack is dropped without running destructors,
+  // which device code does not have. Cheap, so that stacks are made once for all blocks and launches of a host thread.
   void rewind();
 
   // Leaves the running fiber `from` for `to`. Returns when something switches back to `from`.

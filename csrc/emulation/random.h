@@ -22,8 +22,8 @@ class Random {
 
   // One of the set bits of `bits`, which has at least one: its position.
   int bit_of(uint32_t bits) {
-    // Running sums over 2, 4, 8 and 16 bits, then down again to the bit of the wanted rank. A table or a loop over the set
-    // bits takes longer, and choosing the next set bit from a random place on would favour bits after gaps.
+    // Running sums over 2, 4, 8 and 16 bits, then down again to the bit of the wanted rank. A table or a loop over the
+    // set bits takes longer, and choosing the next set bit from a random place on would favour bits after gaps.
     const uint32_t twos = bits - ((bits >> 1) & 0x55555555u);
     const uint32_t fours = (twos & 0x33333333u) + ((twos >> 2) & 0x33333333u);
     const uint32_t eights = (fours + (fours >> 4)) & 0x0f0f0f0fu;

@@ -53,7 +53,8 @@ std::string SharedMemory::problem(const void* pointer, size_t bytes, size_t alig
            " bytes of dynamic shared memory";
   }
   if ((at - begin) % alignment != 0) {
-    return "offset " + std::to_string(at - begin) + " in shared memory is not a multiple of " + std::to_string(alignment);
+    return "offset " + std::to_string(at - begin) + " in shared memory is not a multiple of " +
+           std::to_string(alignment);
   }
   return {};
 }
@@ -62,7 +63,8 @@ std::string SharedMemory::overwritten() const {
   const size_t before = first_wrong(allocation_, kCanaryBytes);
   if (before < kCanaryBytes) return "byte -" + std::to_string(kCanaryBytes - before) + ", before the start,";
   const size_t after = first_wrong(data_ + bytes_, kCanaryBytes);
-  if (after < kCanaryBytes) return "byte " + std::to_string(bytes_ + after) + ", past the end of " + std::to_string(bytes_) + ",";
+  if (after < kCanaryBytes)
+    return "byte " + std::to_string(bytes_ + after) + ", past the end of " + std::to_string(bytes_) + ",";
   return {};
 }
 

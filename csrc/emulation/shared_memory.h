@@ -22,8 +22,8 @@ class SharedMemory {
   // What is wrong with [pointer, pointer + bytes), or an empty string.
   std::string problem(const void* pointer, size_t bytes, size_t alignment) const;
 
-  // After each block: where the bytes around the memory were overwritten, or an empty string. AddressSanitizer, which guards
-  // them itself, reports the access instead.
+  // After each block: where the bytes around the memory were overwritten, or an empty string. AddressSanitizer, which
+  // guards them itself, reports the access instead.
   std::string overwritten() const;
 
  private:
