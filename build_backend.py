@@ -150,23 +150,20 @@ def plan() -> Plan:
     if sys.platform != "linux":
         return impossible("the kernels are built on Linux only")
     path = find_nvcc()
-    if path is None and wanted != "1" and not has_driver():
-        return without("neither nvcc (CUDA_HOME, PATH) nor an NVIDIA driver was there when conan_fast was installed")
+    nvcc = nvcc_of(path) if path else None
+    lack = "no nvcc was found (CUDA_HOME, PATH) when conan_fast was installed"
+    if nvcc is not None and tuple(map(int, nvcc.release.split("."))) < OLDEST_NVCC:
+        lack = f"{path} is CUDA {nvcc.release}, and the kernels need CUDA {'.'.join(map(str, OLDEST_NVCC))} or newer"
+        nvcc = None  # /usr/bin/nvcc of a distribution, which nobody can take off PATH, must not be in the way
+    if nvcc is None and wanted != "1":
+        if not has_driver():
+            return without(f"{lack}; nor was there an NVIDIA driver, for which it would come from PyPI")
+        driver = driver_release()
+        if driver is not None and driver < OLDEST_DRIVER_FOR_WHEELS:
+            return without(f"{lack}; PyPI's CUDA 13 needs the NVIDIA driver {OLDEST_DRIVER_FOR_WHEELS}, not {driver}")
     if find_host_compiler() is None:
         return impossible("no C++ compiler was found (CXX, or c++, g++, clang++ on PATH), which nvcc needs")
-    if path is not None:
-        nvcc = nvcc_of(path)
-        if tuple(map(int, nvcc.release.split("."))) < OLDEST_NVCC:
-            oldest = ".".join(map(str, OLDEST_NVCC))
-            return impossible(f"{path} is CUDA {nvcc.release}, and the kernels need CUDA {oldest} or newer")
-        return Plan(architectures, nvcc=nvcc)
-    driver = driver_release()
-    if wanted != "1" and driver is not None and driver < OLDEST_DRIVER_FOR_WHEELS:
-        return without(
-            f"the NVIDIA driver {driver} is older than {OLDEST_DRIVER_FOR_WHEELS}, which PyPI's CUDA 13 needs, "
-            "and no other nvcc (CUDA_HOME, PATH; CUDA 12.4 or newer) was there when conan_fast was installed"
-        )
-    return Plan(architectures, compiler_wheels=True)
+    return Plan(architectures, nvcc=nvcc, compiler_wheels=nvcc is None)
 
 
 def requirements(plan: Plan) -> list[str]:

@@ -50,11 +50,10 @@ class BuildNative(Command):
     def run(self) -> None:
         package = Path(self.get_package()).resolve()
         package.mkdir(parents=True, exist_ok=True)
-        (package / MODULE).unlink(missing_ok=True)  # an earlier build's
-        current = plan()
-        print("conan_fast._C: " + (f"not built: {current.no_cuda_reason}" if current.no_cuda_reason else "built"))
-        info = build_kernels(current, package)
-        (package / "_build.json").write_text(json.dumps(info, indent=1) + "\n")
+        module, facts = package / MODULE, package / "_build.json"
+        for earlier in (module, facts):
+            earlier.unlink(missing_ok=True)
+        facts.write_text(json.dumps(build_kernels(plan(), module), indent=1) + "\n")
 
     def get_package(self) -> str:
         return str(ROOT / "conan_fast") if self.editable_mode else os.path.join(self.build_lib, "conan_fast")
@@ -75,17 +74,20 @@ class BuildNative(Command):
         return ["build_backend.py", "CMakeLists.txt"] + [str(path.relative_to(ROOT)) for path in sources]
 
 
-def build_kernels(plan: Plan, package: Path) -> dict[str, Any]:
-    """Compiles into build/, copies the module to `package`; returns what _build.json holds."""
+def build_kernels(plan: Plan, module: Path) -> dict[str, Any]:
+    """Compiles into build/, copies the module to `module`; returns what _build.json holds."""
     info: dict[str, Any] = {
         "built": plan.cuda, "reason": plan.no_cuda_reason, "cuda_version": None, "architectures": [], "kernels": [],
     }  # fmt: skip
     if not plan.cuda:
+        print(f"conan_fast._C: not built: {plan.no_cuda_reason}")
         return info
     folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
     nvcc = plan.nvcc or toolkit_of_wheels(find_compiler_wheels(), folder.parent)
+    origin = nvcc.path if plan.nvcc else "PyPI's wheels"
+    print(f"conan_fast._C: nvcc {nvcc.version} ({origin}) compiles for {', '.join(plan.architectures)}")
     compile_with_cmake(plan, nvcc, folder)
-    shutil.copy2(folder / MODULE, package)
+    shutil.copy2(folder / MODULE, module)
     info["cuda_version"], info["architectures"] = nvcc.release, plan.architectures
     info["kernels"] = resource_report.gather(folder / "kernel_objects.txt")
     print(resource_report.table(info["kernels"]))
@@ -117,7 +119,7 @@ def compile_with_cmake(plan: Plan, nvcc: Nvcc, folder: Path) -> None:
     definitions = [f"-D{name}={value}" for name, value in options.items()]
     definitions += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     configure = [tool("cmake", "CMAKE_BIN_DIR"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *definitions]
-    call([*configure, "--log-level=NOTICE", "-Wno-dev"], "CMake could not prepare the build of the kernels")
+    call([*configure, "--log-level=NOTICE"], "CMake could not prepare the build of the kernels")
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0))
     call([ninja, "-C", str(folder), f"-j{jobs}"], "the kernels do not compile")
 

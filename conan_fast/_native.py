@@ -23,7 +23,7 @@ OLDEST_CAPABILITY = (8, 0)
 
 @cache
 def build_facts() -> dict[str, Any]:
-    """What setup.py wrote down when it compiled: see `build_modules` there."""
+    """What setup.py wrote down when it compiled: see `build_kernels` there."""
     file = Path(__file__).with_name("_build.json")
     if not file.exists():
         return {

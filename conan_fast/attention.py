@@ -176,11 +176,16 @@ def _attend(
 def _autocast(x: Tensor) -> Tensor:
     """x as torch.autocast hands it to SDPA: in the autocast dtype where autocast is on (float64 stays)."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _has_autocast(device) or not torch.is_autocast_enabled(device):
         return x
     if not x.dtype.is_floating_point or x.dtype == torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(device))
+
+
+@torch.compiler.assume_constant_result  # torch 2.6 cannot trace the question
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

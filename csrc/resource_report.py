@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 _ENTRY = re.compile(r"ptxas info\s*: Compiling entry function '(?P<name>[^']+)' for '(?P<architecture>\w+)'")
-_FUNCTION = re.compile(r"ptxas info\s*: Function properties for (?P<name>\S+)")
 _FRAME = re.compile(r"\s*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"ptxas info\s*: Used (?P<registers>\d+) registers")
 _SHARED = re.compile(r"(\d+)(?:\+\d+)? bytes smem")
-_REPORT = (_ENTRY, _FUNCTION, _FRAME, _USED, re.compile(r"ptxas info\s*: (\d+ bytes gmem|Compile time|Overriding)"))
+_OTHER = re.compile(r"ptxas info\s*: (Function properties for|\d+ bytes gmem|Compile time|Overriding)")
+_REPORT = (_ENTRY, _FRAME, _USED, _OTHER)
 
 
 def is_report(line: str) -> bool:
@@ -30,22 +30,18 @@ def is_report(line: str) -> bool:
 def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
     """One entry per kernel and architecture, names still mangled."""
     kernels: list[dict[str, Any]] = []
-    function = None
     for line in lines:
         if match := _ENTRY.match(line):
             zeros = dict.fromkeys(
                 ("registers", "stack_bytes", "spill_store_bytes", "spill_load_bytes", "static_shared_bytes"), 0
             )
             kernels.append({**match.groupdict(), **zeros})
-        elif match := _FUNCTION.match(line):
-            function = match["name"]
         elif (match := _FRAME.match(line)) and kernels:
-            # A function that was not inlined has lines of its own; its stack and spills are its kernel's.
+            # A function that was not inlined has a line of its own, below its kernel's, to which it counts.
             for key, value in zip(
                 ("stack_bytes", "spill_store_bytes", "spill_load_bytes"), match.groups(), strict=True
             ):
-                own = function == kernels[-1]["name"]
-                kernels[-1][key] = int(value) if own and not kernels[-1][key] else kernels[-1][key] + int(value)
+                kernels[-1][key] += int(value)
         elif (match := _USED.match(line)) and kernels:
             kernels[-1]["registers"] = int(match["registers"])
             shared = _SHARED.search(line)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import conan_fast
-from conan_fast import _backends
+from conan_fast import _backends, _native
 
 
 def test_build_info_names_what_is_there_and_why_the_rest_is_not():
@@ -37,11 +37,63 @@ def test_unknown_backend():
 def test_auto_is_silent_on_the_cpu_and_warns_once_for_a_gpu_without_kernels(monkeypatch):
     monkeypatch.setattr(_backends, "_warned", set())
     monkeypatch.setattr(_backends, "missing_reason", lambda backend: "no kernels" if backend != "torch" else None)
+    assert_falls_back_with_one_warning("no kernels", lambda _: None)
+
+
+def test_auto_warns_once_for_a_call_that_the_kernels_do_not_take(monkeypatch):
+    monkeypatch.setattr(_backends, "_warned", set())
+    monkeypatch.setattr(_backends, "missing_reason", lambda backend: None)
+    assert_falls_back_with_one_warning("head_dim 80", lambda _: ValueError("head_dim 80"))
+    assert _backends.choose("auto", torch.device("cuda"), lambda _: None) == "cuda"
+    with pytest.raises(ValueError, match="head_dim 80"):
+        _backends.choose("cuda", torch.device("cuda"), lambda _: ValueError("head_dim 80"))
+
+
+def assert_falls_back_with_one_warning(reason, refusal):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _backends.choose("auto", torch.device("cpu")) == "torch"
-    with pytest.warns(UserWarning, match="no kernels"):
-        assert _backends.choose("auto", torch.device("cuda")) == "torch"
+        assert _backends.choose("auto", torch.device("cpu"), refusal) == "torch"
+    with pytest.warns(UserWarning, match=reason):
+        assert _backends.choose("auto", torch.device("cuda"), refusal) == "torch"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _backends.choose("auto", torch.device("cuda")) == "torch"
+        assert _backends.choose("auto", torch.device("cuda"), refusal) == "torch"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "covered"),
+    [
+        (["sm_80"], (8, 0), True),
+        (["sm_80"], (8, 9), True),
+        (["sm_89"], (8, 6), False),
+        (["sm_80"], (9, 0), False),
+        (["sm_80", "compute_80"], (9, 0), True),
+        (["sm_80", "compute_80"], (12, 0), True),
+        (["sm_90a"], (9, 0), True),
+        (["sm_90a"], (10, 0), False),
+        (["sm_100a"], (10, 3), False),
+        (["sm_100f"], (10, 3), True),
+        (["compute_90a"], (10, 0), False),
+        ([], (8, 0), False),
+    ],
+)
+def test_which_gpus_compiled_code_runs_on(architectures, capability, covered):
+    assert _native.covers(architectures, capability) == covered
+
+
+def test_without_a_gpu_the_compiled_kernels_are_missing_for_that_reason(monkeypatch):
+    monkeypatch.setattr(_native, "build_facts", lambda: {"built": True, "architectures": ["sm_80"]})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _native.missing_reason("cuda") == "torch sees no CUDA device"
+
+
+def test_a_driver_older_than_the_compiler_is_named(monkeypatch):
+    class Compiled:
+        driver_version = staticmethod(lambda: 12040)
+        runtime_version = staticmethod(lambda: 13000)
+
+    monkeypatch.setattr(_native, "build_facts", lambda: {"built": True, "architectures": ["sm_80"]})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(_native, "module", lambda _: Compiled)
+    assert "CUDA 13, the driver supports CUDA 12" in _native.missing_reason("cuda")

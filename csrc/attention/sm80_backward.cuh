@@ -32,7 +32,10 @@ struct Sm80Backward {
   static constexpr int kStage = kGrad + GradTile::kBytes;  // first of kStages
   static constexpr int kStageQ = 0, kStageGradOut = QTile::kBytes, kStageLogsumexp = 2 * QTile::kBytes;
   static constexpr int kStageDelta = kStageLogsumexp + kRows * 4, kStageBytes = kStageDelta + kRows * 4;
-  static constexpr int kSharedBytes = kStage + kStages * kStageBytes;
+  // The tile's place: read again where it is needed, since registers are short (without: 8 bytes spilled at head_dim
+  // 128 with 64 keys).
+  static constexpr int kPlace = kStage + kStages * kStageBytes;
+  static constexpr int kSharedBytes = kPlace + static_cast<int>(sizeof(TilePlace));
 };
 
 // Starts copying 64 query rows of one head: Q, dO, logsumexp, delta.
@@ -134,6 +137,8 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
   unsigned char* k = shared + Plan::kK;
   unsigned char* v = shared + Plan::kV;
   unsigned char* grad = shared + Plan::kGrad;
+  auto& shared_place = *reinterpret_cast<TilePlace*>(shared + Plan::kPlace);
+  if (thread_index() == 0) shared_place = place;
   const int first_token = place.first_token + place.begin;
   load_rows<typename Plan::KTile, Plan::kThreads>(k, p.k.at(place.batch, first_token, kv_head), p.k.token_stride,
                                                   length - place.begin);
@@ -153,7 +158,7 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
     const bool last_of_head = first_row + Plan::kRows >= length;
     const int next_head = last_of_head ? head + 1 : head, next_row = last_of_head ? begin : first_row + Plan::kRows;
     auto load_next = [&] {
-      if (next_head <= last_head) load_queries<Plan>(p, place, next_head, next_row, shared + stage_offset);
+      if (next_head <= last_head) load_queries<Plan>(p, shared_place, next_head, next_row, shared + stage_offset);
       cp_async_commit();
     };
     cp_async_wait<0>();
@@ -197,7 +202,7 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
     multiply_registers<Format, typename Plan::QTile>(dk, weights, stage + Plan::kStageQ);
     __syncthreads();  // dS is there for all; Q and dO have been read
     if (kStages == 1) load_next();
-    if (p.dq_sum != nullptr) add_dq<Format, Plan>(p, place, head, first_row, grad, k);
+    if (p.dq_sum != nullptr) add_dq<Format, Plan>(p, shared_place, head, first_row, grad, k);
     head = next_head;
     first_row = next_row;
   }

@@ -18,6 +18,32 @@ struct Sm80BackwardDq {
   static constexpr int kSharedBytes = 4 * Tile::kBytes;
 };
 
+// P from S: weights exp(scale s - logsumexp) M of 16 queries (rows) from first_row on and 8 kN keys (columns).
+template <int kN>
+__device__ inline void weights_of_rows(float (&scores)[1][kN][4], const SoftMask& mask, int first_row, int first_key,
+                                       int length, const float (&logsumexp)[2], float scale_log2) {
+  const int lane = lane_index(), last_key = first_key + 8 * kN - 1;
+  const bool whole = last_key < length, by_key = mask.saturation == Saturation::kKey;
+  const bool below = whole && last_key <= first_row, above = whole && first_key > first_row + 15;
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int j = first_key + 8 * n + lane % 4 * 2 + c;
+      const float key_bias = below || !by_key ? 0.0f : mask.log2_weight(j);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int i = first_row + 8 * half + lane / 4;
+        float bias = by_key ? key_bias : mask.log2_weight(i);
+        if (below || (!above && j <= i)) bias = 0.0f;
+        float& score = scores[0][n][2 * half + c];
+        score = fast_exp2(fmaf(score, scale_log2, bias - logsumexp[half]));
+        if (j >= length) score = 0.0f;
+      }
+    }
+  }
+}
+
 template <class Format, int kHeadDim>
 __global__ void __launch_bounds__(Sm80BackwardDq<kHeadDim>::kThreads)
     sm80_backward_dq(const __grid_constant__ AttentionParams p) {
@@ -63,27 +89,19 @@ __global__ void __launch_bounds__(Sm80BackwardDq<kHeadDim>::kThreads)
     const int first_key = tile * Plan::kKeys, last_key = first_key + Plan::kKeys - 1;
     cp_async_wait<0>();
     __syncthreads();  // K and V (and Q and dO) are there for all
-    float weights[1][Plan::kKeys / 8][4] = {}, dp[1][Plan::kKeys / 8][4] = {};
+    float weights[1][Plan::kKeys / 8][4] = {};
     multiply_by_transposed<Format, Tile, Tile>(weights, shared + Plan::kQ, warp_row, shared + Plan::kK, 0);
-    multiply_by_transposed<Format, Tile, Tile>(dp, shared + Plan::kGradOut, warp_row, shared + Plan::kV, 0);
-    const bool whole = last_key < length;
-    const bool below = whole && last_key <= first_row, above = whole && first_key > first_row + 15;
+    weights_of_rows(weights, mask, first_row, first_key, length, logsumexp, scale_log2);
 #pragma unroll
-    for (int n = 0; n < Plan::kKeys / 8; ++n) {
+    for (int part = 0; part < 2; ++part) {
+      constexpr int kN = Plan::kKeys / 16;
+      float dp[1][kN][4] = {};
+      multiply_by_transposed<Format, Tile, Tile>(dp, shared + Plan::kGradOut, warp_row, shared + Plan::kV,
+                                                 part * 8 * kN);
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int j = first_key + 8 * n + lane % 4 * 2 + c;
-        const float key_bias = below || mask.saturation != Saturation::kKey ? 0.0f : mask.log2_weight(j);
+      for (int n = 0; n < kN; ++n) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int i = first_row + 8 * half + lane / 4;
-          float bias = mask.saturation == Saturation::kKey ? key_bias : mask.log2_weight(i);
-          if (below || (!above && j <= i)) bias = 0.0f;
-          float& weight = weights[0][n][2 * half + c];
-          weight = fast_exp2(fmaf(weight, scale_log2, bias - logsumexp[half]));
-          if (j >= length) weight = 0.0f;
-          weight *= dp[0][n][2 * half + c] - delta[half];  // dS
-        }
+        for (int i = 0; i < 4; ++i) weights[0][part * kN + n][i] *= dp[0][n][i] - delta[i / 2];  // dS
       }
     }
     multiply_registers<Format, Tile>(dq, weights, shared + Plan::kK);

@@ -18,8 +18,9 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
                "cudaFuncSetAttribute");
   }
-  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
-  check_cuda(cudaGetLastError(), "kernel launch");
+  void* pointers[] = {&arguments...};
+  check_cuda(cudaLaunchKernel(kernel, grid, dim3(threads), pointers, shared_bytes, static_cast<cudaStream_t>(stream)),
+             "kernel launch");
 #endif
 }
 

@@ -6,6 +6,7 @@
 //   C, D [16 x 8]  [0], [1] (g, 2t..2t+1)  [2], [3] (g + 8, 2t..2t+1)
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "device/numeric.h"
@@ -53,19 +54,30 @@ struct MatrixLoad {
   uint32_t* out;
 };
 
+// Passes over shared memory, beyond one, to read 8 rows of 16 bytes: rows in the same of the 8 groups of 4 banks are
+// read one after another, the same row once for all that want it.
+inline int bank_conflicts(const void* const (&rows)[8]) {
+  unsigned groups = 0;
+  for (const void* row : rows) groups |= 1u << (reinterpret_cast<uintptr_t>(row) / 16 % 8);
+  if (groups == 0xff) return 0;
+  int passes[8] = {}, most = 1;
+  for (int i = 0; i < 8; ++i) {
+    if (std::find(rows, rows + i, rows[i]) != rows + i) continue;
+    most = std::max(most, ++passes[reinterpret_cast<uintptr_t>(rows[i]) / 16 % 8]);
+  }
+  return most - 1;
+}
+
 template <int kMatrices, bool kTransposed>
 void load(void* const lanes[32]) {
   for (int matrix = 0; matrix < kMatrices; ++matrix) {
     uint16_t rows[8][8];
-    unsigned banks = 0;
+    const void* places[8];
     for (int i = 0; i < 8; ++i) {
-      const void* row = static_cast<const MatrixLoad*>(lanes[8 * matrix + i])->row;
-      std::memcpy(rows[i], row, 16);
-      banks |= 1u << (reinterpret_cast<uintptr_t>(row) / 16 % 8);  // 8 groups of 4 banks
+      places[i] = static_cast<const MatrixLoad*>(lanes[8 * matrix + i])->row;
+      std::memcpy(rows[i], places[i], 16);
     }
-    int distinct = 0;
-    for (int i = 0; i < 8; ++i) distinct += banks >> i & 1;
-    if (distinct < 8) emulation::count_bank_conflicts(8 - distinct);
+    if (const int extra = bank_conflicts(places)) emulation::count_bank_conflicts(extra);
     for (int lane = 0; lane < 32; ++lane) {
       int g = lane / 4, t = lane % 4;
       uint32_t low = kTransposed ? rows[2 * t][g] : rows[g][2 * t];
@@ -84,7 +96,8 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint3
 #if defined(CONAN_FAST_EMULATED)
   uint32_t b[2] = {b0, b1};
   emulated_mma::Operands mine{d, a, b};
-  emulation::warp_collective("mma.m16n8k16", &mine, emulated_mma::product<Format>);
+  constexpr const char* kName = std::is_same_v<Format, Bf16> ? "mma.m16n8k16.bf16" : "mma.m16n8k16.f16";
+  emulation::warp_collective(kName, &mine, emulated_mma::product<Format>);
 #else
   if constexpr (std::is_same_v<Format, Bf16>) {
     asm volatile(
@@ -110,10 +123,11 @@ __device__ inline void ldmatrix(uint32_t (&out)[kMatrices], const unsigned char*
   static_assert(kMatrices == 2 || kMatrices == 4);
 #if defined(CONAN_FAST_EMULATED)
   const unsigned char* row = start + offset;
-  emulation::check_shared(row, 16, 16, "ldmatrix");
+  constexpr const char* kName = kMatrices == 4 ? (kTransposed ? "ldmatrix.x4.trans" : "ldmatrix.x4")
+                                               : (kTransposed ? "ldmatrix.x2.trans" : "ldmatrix.x2");
+  emulation::check_shared(row, 16, 16, kName);
   emulated_mma::MatrixLoad mine{row, out};
-  emulation::warp_collective(kTransposed ? "ldmatrix.trans" : "ldmatrix", &mine,
-                             emulated_mma::load<kMatrices, kTransposed>);
+  emulation::warp_collective(kName, &mine, emulated_mma::load<kMatrices, kTransposed>);
 #else
   uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(start)) + offset;
   if constexpr (kMatrices == 4 && !kTransposed) {

@@ -55,6 +55,9 @@ inline float fp16_to_float(uint16_t bits) {
   return from_bits(sign | ((exponent + 112) << 23) | (fraction << 13));
 }
 
+// .ftz: subnormal inputs and results are zeros of the same sign.
+inline float flushed(float value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; }
+
 }  // namespace emulated_formats
 #endif
 
@@ -112,7 +115,7 @@ struct Fp16 {
 // ex2.approx.ftz.f32: 2^x, relative error 2^-22; 2^-inf = 0.
 __device__ inline float fast_exp2(float x) {
 #if defined(CONAN_FAST_EMULATED)
-  return std::exp2(x);
+  return emulated_formats::flushed(std::exp2(x));
 #else
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -123,7 +126,7 @@ __device__ inline float fast_exp2(float x) {
 // lg2.approx.ftz.f32: log2 x, absolute error 2^-22 near 1; log2 0 = -inf.
 __device__ inline float fast_log2(float x) {
 #if defined(CONAN_FAST_EMULATED)
-  return std::log2(x);
+  return std::log2(emulated_formats::flushed(x));
 #else
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -100,7 +100,7 @@ void Block::meet(const char* name, Lanes mask, bool all_must_live, void* mine, C
   int mine_is = -1;
   for (int m = 0; m < warp.meeting_count; ++m) {
     const Meeting& meeting = warp.meetings[static_cast<size_t>(m)];
-    if (meeting.mask == mask && same(meeting.name, name)) {
+    if (meeting.mask == mask && meeting.combine == combine && same(meeting.name, name)) {
       mine_is = m;
     } else if ((meeting.mask & me) != 0 && (mask & meeting.arrived) != 0) {
       // Each waits for the other. If only one of them did, the other's lanes might come here later.

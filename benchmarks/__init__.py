@@ -1,0 +1,1 @@
+"""Measurements of the operators: `pytest benchmarks`, and commands such as `python -m benchmarks.attention`."""

@@ -1,0 +1,55 @@
+"""What a measurement was made with: hardware, driver, versions, and which sources."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conan_fast import build_info
+
+ROOT = Path(__file__).parent.parent
+
+
+@cache
+def facts(device: torch.device) -> dict[str, Any]:
+    """For JSON; None for what does not exist or cannot be found out."""
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "gpu": gpu and gpu.name,
+        "gpu_memory_bytes": gpu and gpu.total_memory,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
+        "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "conan_fast": {key: value for key, value in build_info().items() if key != "kernels"},
+        "git_commit": _output("git", "rev-parse", "HEAD"),
+        "uncommitted_changes": _output("git", "status", "--porcelain", "--untracked-files=no"),
+        "csrc_sha256": csrc_sha256(),
+    }
+
+
+def csrc_sha256() -> str:
+    """Of the names and contents of all files in csrc/."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _output(*command: str) -> str | None:
+    try:
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None
