@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -62,6 +63,7 @@ class Tensor {
   int64_t size(int dimension) const { return shape_[dimension < 0 ? rank() + dimension : dimension]; }
   int64_t stride(int dimension) const { return strides_[dimension < 0 ? rank() + dimension : dimension]; }
   int device_id() const { return device_id_; }
+  bool empty() const { return std::find(shape_.begin(), shape_.end(), 0) != shape_.end(); }
   template <class T>
   T* data() const {
     return reinterpret_cast<T*>(data_);
@@ -92,6 +94,7 @@ class Tensor {
   }
 
   const Tensor& require_contiguous() const {
+    if (empty()) return *this;  // no element, no place: strides mean nothing
     int64_t size = 1;
     for (int i = rank() - 1; i >= 0; --i) {
       if (shape_[i] != 1 && strides_[i] != size) fail("must be contiguous, got strides " + text(strides_));
@@ -102,6 +105,7 @@ class Tensor {
 
   // Rows that can be read 16 bytes at a time: 16-bit elements, the last stride 1, all others multiples of 8.
   const Tensor& require_aligned_rows() const {
+    if (empty()) return *this;
     bool good = reinterpret_cast<uintptr_t>(data_) % 16 == 0;
     for (int i = 0; i < rank(); ++i) {
       good &= shape_[i] == 1 || (i == rank() - 1 ? strides_[i] == 1 : strides_[i] % 8 == 0);

@@ -11,6 +11,7 @@ import emulation
 import pytest
 import torch
 
+from conan_fast import _backends
 from train.__main__ import main
 
 torch.set_num_threads(2)
@@ -26,6 +27,17 @@ def emulated() -> ModuleType:
     if reason := emulation.compiler_missing():
         pytest.skip(reason)
     return emulation.load(emulation.build("tests"))
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_backend(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """(backend, device) of the kernels: on the CPU emulation always, and on a GPU where kernels and GPU are there."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulated")
+        return "emulated", "cpu"
+    if reason := _backends.missing_reason("cuda"):
+        pytest.skip(reason)
+    return "cuda", "cuda"
 
 
 COLOURS = ["red", "blue", "green", "black", "white", "brown", "grey", "pink"]
