@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 
 #include "attention/launch.h"
@@ -103,7 +104,7 @@ Call check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
     }
     p.cu_seqlens = offsets.data<int>();
     p.sequences = static_cast<int>(offsets.size(0)) - 1;
-    p.max_seqlen = max_seqlen;
+    p.max_seqlen = std::min(max_seqlen, p.tokens);
     slots.require_device(kDeviceType, call.device).require_type(ScalarType::kInt32).require_contiguous();
     slots.require_shape({schedule_slots(p.tokens, p.sequences), 4});
     p.schedule = slots.data<ScheduledTile>();

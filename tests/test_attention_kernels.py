@@ -28,7 +28,7 @@ drawn_call = {
     "alpha": st.sampled_from(ALPHAS),
     "as_tensor": st.booleans(),
     "saturation": st.sampled_from(SATURATIONS),
-    "scale": st.sampled_from([None, 0.02, 0.5]),
+    "scale": st.sampled_from([None, 0.02, 0.25]),
     "deterministic": st.booleans(),
     "layout": st.sampled_from(["plain", "heads first", "fused", "every other", "shifted"]),
     "on_chip": st.sampled_from(list(SHARED_MEMORY)),
@@ -59,6 +59,8 @@ def check(backend, device, lengths, packed, size, dtype, drawn):
     strength = torch.tensor(alpha, device=device) if drawn["as_tensor"] else alpha
     options = {key: drawn[key] for key in ("saturation", "scale", "deterministic")} | {"backend": backend}
     scale = size**-0.5 if drawn["scale"] is None else drawn["scale"]
+    # With only a few rows, chance decides which result is closer to float64: then the sequences are repeated.
+    lengths = lengths * min(8, -(-400 // max(1, sum(lengths) * drawn["heads"][0])))
     tokens = [sum(lengths)] if packed else [len(lengths), lengths[0] if lengths else 5]
     inputs = random_qkv(*tokens, heads=drawn["heads"], size=size, dtype=dtype, device=device, seed=seed)
 
@@ -83,14 +85,14 @@ def check(backend, device, lengths, packed, size, dtype, drawn):
 
 
 @pytest.mark.parametrize("size", HEAD_DIMS)
-@settings(KERNEL_SETTINGS, max_examples=16)
+@settings(KERNEL_SETTINGS, max_examples=12)
 @given(batch=st.integers(0, 2), length=st.sampled_from(LENGTHS), dtype=st.sampled_from(DTYPES), **drawn_call)
 def test_padded_against_float64(kernel_backend, size, batch, length, dtype, **drawn):
     check(*kernel_backend, [length] * batch, False, size, dtype, drawn)
 
 
 @pytest.mark.parametrize("size", HEAD_DIMS)
-@settings(KERNEL_SETTINGS, max_examples=16)
+@settings(KERNEL_SETTINGS, max_examples=12)
 @given(lengths=st.lists(st.sampled_from(LENGTHS), max_size=5), dtype=st.sampled_from(DTYPES), **drawn_call)
 def test_packed_against_float64(kernel_backend, size, lengths, dtype, **drawn):
     check(*kernel_backend, lengths, True, size, dtype, drawn)

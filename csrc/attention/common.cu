@@ -11,7 +11,9 @@ int launch_schedule(const AttentionParams& params, int tile_rows, Stream stream)
   int64_t by_tokens = params.tokens / tile_rows + params.sequences;
   int64_t by_length = static_cast<int64_t>(params.sequences) * ((params.max_seqlen + tile_rows - 1) / tile_rows);
   int slots = static_cast<int>(std::min(by_tokens, by_length));
-  if (slots > 0) launch(schedule_tiles, dim3(1), kScheduleThreads, 0, stream, params, tile_rows, slots);
+  if (slots > 0) {
+    launch(schedule_tiles, dim3(1), kScheduleThreads, kScheduleSharedBytes, stream, params, tile_rows, slots);
+  }
   return slots;
 }
 

@@ -7,6 +7,7 @@
 namespace conan_fast {
 
 constexpr int kScheduleThreads = 1024;
+constexpr int kScheduleSharedBytes = (kScheduleThreads + kWarpSize) * 4;
 
 struct TokenRange {
   int first, length;
@@ -24,8 +25,8 @@ __device__ inline TokenRange token_range(const AttentionParams& p, int s) {
 // that no long one starts when all others are done. One block: a counting sort of the sequences by their tiles.
 __global__ void __launch_bounds__(kScheduleThreads)
     schedule_tiles(const __grid_constant__ AttentionParams p, int tile_rows, int slots) {
-  __shared__ int starts[kScheduleThreads];  // by class: first the number of tiles, then the next free slot
-  __shared__ int warp_totals[kWarpSize];
+  auto* starts = reinterpret_cast<int*>(dynamic_shared_memory());  // by class: the number of tiles, later the free slot
+  int* warp_totals = starts + kScheduleThreads;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;
   auto tiles_of = [&](int s) { return (token_range(p, s).length + tile_rows - 1) / tile_rows; };
   auto class_of = [](int tiles) { return kScheduleThreads - 1 - min(tiles, kScheduleThreads - 1); };  // longest: 0
