@@ -5,7 +5,7 @@ What is compiled is decided in build_backend.py, how in CMakeLists.txt.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import shlex
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 from setuptools import Command, Distribution, setup
@@ -90,8 +91,18 @@ def build_kernels(plan: Plan, module: Path) -> dict[str, Any]:
     shutil.copy2(folder / MODULE, module)
     info["cuda_version"], info["architectures"] = nvcc.release, plan.architectures
     info["kernels"] = resource_report.gather(folder / "kernel_objects.txt")
+    resource_report.add_dynamic_shared_memory(info["kernels"], load(folder / MODULE).dynamic_shared_bytes)
     print(resource_report.table(info["kernels"]))
     return info
+
+
+def load(file: Path) -> ModuleType:
+    """The compiled module; it needs no GPU to be imported."""
+    spec = importlib.util.spec_from_file_location("conan_fast._C", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def compile_with_cmake(plan: Plan, nvcc: Nvcc, folder: Path) -> None:

@@ -34,6 +34,18 @@ void for_head_dim(int64_t head_dim, Function&& function) {
   }
 }
 
+// By kernel, for the build's report.
+template <size_t... kIndices>
+py::dict dynamic_shared_memory_of(std::index_sequence<kIndices...>) {
+  py::dict bytes;
+  auto add = [&](const std::vector<DynamicSharedMemory>& kernels) {
+    for (const auto& entry : kernels) bytes[py::str(entry.kernel)] = entry.bytes;
+  };
+  add(common_shared_memory());
+  (add(attention_shared_memory<kHeadDims[kIndices]>()), ...);
+  return bytes;
+}
+
 Rows rows_of(const Tensor& tensor) {  // [tokens, heads, head_dim] or [batch, tokens, heads, head_dim]
   return {tensor.data<uint16_t>(), tensor.rank() == 4 ? tensor.stride(0) : 0, tensor.stride(-3), tensor.stride(-2)};
 }
@@ -175,6 +187,7 @@ PYBIND11_MODULE(CONAN_FAST_MODULE, module) {
   using namespace conan_fast;
   module.doc() = "Kernels of conan_fast; tensors come as DLPack capsules, the stream as an integer.";
   module.attr("head_dims") = py::cast(std::vector<int>(kHeadDims.begin(), kHeadDims.end()));
+  module.attr("dynamic_shared_bytes") = dynamic_shared_memory_of(std::make_index_sequence<kHeadDims.size()>());
   module.def("schedule_slots", &schedule_slots, py::arg("tokens"), py::arg("sequences"),
              "Rows of the int32 scratch tensor `schedule` [rows, 4] that a packed batch needs.");
   module.def("attention_forward", &attention_forward, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cu_seqlens"),

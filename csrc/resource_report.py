@@ -1,4 +1,4 @@
-"""What ptxas says about each kernel: registers, stack, spills, static shared memory.
+"""What ptxas says about each kernel: registers, stack, spills, shared memory.
 
 As a program it is the launcher of nvcc (`resource_report.py nvcc ... -o x.o`): it runs the compiler and keeps the
 report beside the object, in x.o.resources, so that objects that are not compiled again still have theirs.
@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,22 @@ def gather(object_list: Path) -> list[dict[str, Any]]:
     return kernels
 
 
+def add_dynamic_shared_memory(kernels: list[dict[str, Any]], sizes: Mapping[str, int]) -> None:
+    """`sizes`, by names such as "sm80_forward<112>", into the entries of `gather`. ptxas knows static memory only."""
+    for kernel in kernels:
+        match = re.search(r"(\w+)(?:<([^>]*)>)?\(", kernel["name"])
+        numbers = [part for part in (match[2] or "").split(", ") if part.isdigit()] if match else []
+        name = f"{match[1]}<{', '.join(numbers)}>" if match and numbers else match[1] if match else ""
+        kernel["dynamic_shared_bytes"] = sizes.get(name, 0)
+
+
 def table(kernels: list[dict[str, Any]]) -> str:
     lines = [f"{'code':8} {'registers':>9} {'stack':>6} {'spills':>7} {'shared':>7}  kernel"]
     for kernel in kernels:
         spills = kernel["spill_store_bytes"] + kernel["spill_load_bytes"]
         lines.append(
             f"{kernel['architecture']:8} {kernel['registers']:9} {kernel['stack_bytes']:6} {spills:7} "
-            f"{kernel['static_shared_bytes']:7}  {kernel['name']}"
+            f"{kernel['static_shared_bytes'] + kernel.get('dynamic_shared_bytes', 0):7}  {kernel['name']}"
         )
     return "\n".join(lines)
 

@@ -287,6 +287,19 @@ def test_the_launcher_keeps_the_report_and_shows_the_rest(tmp_path, capfd):
     assert (tmp_path / "x.o.resources").read_text() == "".join(REPORT)
 
 
+def test_dynamic_shared_memory_finds_its_kernel():
+    names = [
+        "void conan_fast::forward<conan_fast::Bf16, 112>(conan_fast::AttentionParams)",
+        "void conan_fast::backward<conan_fast::Fp16, 64, 128, 2>(conan_fast::AttentionParams)",
+        "conan_fast::schedule(conan_fast::AttentionParams, int, int)",
+        "void conan_fast::delta<conan_fast::Bf16>(conan_fast::AttentionParams, int)",
+    ]
+    kernels = [{"name": name} for name in names]
+    sizes = {"forward<112>": 1, "backward<64, 128, 2>": 2, "schedule": 3, "forward<64>": 9}
+    resource_report.add_dynamic_shared_memory(kernels, sizes)
+    assert [kernel["dynamic_shared_bytes"] for kernel in kernels] == [1, 2, 3, 0]
+
+
 def test_reports_are_gathered_with_readable_names(tmp_path):
     (tmp_path / "a.o.resources").write_text("".join(REPORT))
     (tmp_path / "objects.txt").write_text("a.o\nnever-compiled.o\n")

@@ -1,18 +1,21 @@
 """The model: packed equals alone, masks reach every layer, and other libraries load what we save."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, LlamaForCausalLM
 
+from conan_fast import _backends
 from conan_fast.integrations.transformers import NAME
 from train.embedding_loss import Embedding, backward_through_embeddings
 from train.encoder import ModelEncoder
 from train.model import build_model, embed, hidden_states, load_model, next_token_loss
 from train.packing import Packed, pack, split_by_tokens
-from train.recipe import ModelRecipe
+from train.recipe import ModelRecipe, load_recipe
 from train.stages.language_model import unigram_bias
 from train.tokenizer import load_tokenizer
 
@@ -66,6 +69,31 @@ def test_attention_refuses_what_it_would_get_wrong(model: LlamaForCausalLM) -> N
         model.model(torch.ones(1, 3, dtype=torch.long), cu_seq_lens_q=torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="does not generate from a cache"):
         model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=2, use_cache=True)
+
+
+def test_the_demos_model_runs_on_the_kernels_as_it_is(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does with the recipe "tiny" under bf16 autocast, on the emulated kernels."""
+    torch.manual_seed(0)
+    demo = build_model(load_recipe("tiny", {}).model, vocab_size=50)
+    calls = []
+
+    def embeddings_and_gradients(backend: str) -> list[torch.Tensor]:
+        def choose(asked: str, device: torch.device, refusal: Callable[[str], Exception | None]) -> str:
+            calls.append(backend)
+            error = None if backend == "torch" else refusal(backend)
+            assert error is None, error
+            return backend
+
+        monkeypatch.setattr(_backends, "choose", choose)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = embed(demo, pack(SEQUENCES), 0.4)
+        grads = torch.autograd.grad(out.square().sum(), list(demo.model.parameters()))
+        return [out.detach(), *grads]
+
+    on_torch, on_kernels = embeddings_and_gradients("torch"), embeddings_and_gradients("emulated")
+    assert calls.count("emulated") == demo.config.num_hidden_layers
+    for mine, other in zip(on_kernels, on_torch, strict=True):
+        assert (mine - other).norm() <= 0.02 * other.norm()
 
 
 def test_autocast_reaches_the_attention(model: LlamaForCausalLM) -> None:

@@ -17,6 +17,8 @@ int launch_schedule(const AttentionParams& params, int tile_rows, Stream stream)
   return slots;
 }
 
+std::vector<DynamicSharedMemory> common_shared_memory() { return {{"schedule_tiles", kScheduleSharedBytes}}; }
+
 void launch_row_delta(const AttentionParams& params, Element element, int head_dim, Stream stream) {
   constexpr int kRows = kDeltaThreads / kDeltaThreadsPerRow;
   int64_t rows = static_cast<int64_t>(params.batch) * params.tokens * params.heads;

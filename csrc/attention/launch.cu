@@ -29,9 +29,8 @@ void start_backward(const AttentionParams& params, Stream stream) {
 
 template <class Format, int kHeadDim>
 void backward(const AttentionParams& params, int shared_memory_limit, Stream stream) {
-  constexpr int kKeys = 128, kStages = 2;
-  if (Sm80Backward<kHeadDim, kKeys, kStages>::kSharedBytes <= shared_memory_limit) {
-    start_backward<Format, kHeadDim, kKeys, kStages>(params, stream);
+  if (Sm80Backward<kHeadDim, 128, 2>::kSharedBytes <= shared_memory_limit) {
+    start_backward<Format, kHeadDim, 128, 2>(params, stream);
   } else {
     start_backward<Format, kHeadDim, 64, 1>(params, stream);
   }
@@ -60,6 +59,16 @@ void launch_attention_backward<CONAN_FAST_HEAD_DIM>(const AttentionParams& param
   } else {
     backward<Fp16, CONAN_FAST_HEAD_DIM>(params, shared_memory_limit, stream);
   }
+}
+
+template <>
+std::vector<DynamicSharedMemory> attention_shared_memory<CONAN_FAST_HEAD_DIM>() {
+  constexpr int kHeadDim = CONAN_FAST_HEAD_DIM;
+  const std::string head_dim = std::to_string(kHeadDim);
+  return {{"sm80_forward<" + head_dim + ">", Sm80Forward<kHeadDim>::kSharedBytes},
+          {"sm80_backward<" + head_dim + ", 128, 2>", Sm80Backward<kHeadDim, 128, 2>::kSharedBytes},
+          {"sm80_backward<" + head_dim + ", 64, 1>", Sm80Backward<kHeadDim, 64, 1>::kSharedBytes},
+          {"sm80_backward_dq<" + head_dim + ">", Sm80BackwardDq<kHeadDim>::kSharedBytes}};
 }
 
 }  // namespace conan_fast

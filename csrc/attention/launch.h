@@ -1,6 +1,9 @@
 // Host functions that start the attention kernels. Arguments have been checked by the caller.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "attention/params.h"
 #include "device/runtime.h"
 
@@ -15,6 +18,14 @@ void launch_attention_forward(const AttentionParams& params, Element element, St
 // Writes dk and dv, and dq_sum if it is given, dq if not.
 template <int kHeadDim>
 void launch_attention_backward(const AttentionParams& params, Element element, int shared_memory_limit, Stream stream);
+
+struct DynamicSharedMemory {
+  std::string kernel;  // "sm80_forward<112>": name and numbers among its template arguments
+  int bytes;
+};
+template <int kHeadDim>
+std::vector<DynamicSharedMemory> attention_shared_memory();
+std::vector<DynamicSharedMemory> common_shared_memory();  // of the kernels that do not depend on the head_dim
 
 // For packed batches, before the kernels that read the schedule; returns how many tile slots they are to be started
 // for.
