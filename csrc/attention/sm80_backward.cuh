@@ -12,7 +12,7 @@
 
 namespace conan_fast {
 
-// kKeys 128 with two buffers for Q and dO wants up to 147 KB of shared memory; kKeys 64 with one buffer fits into the
+// kKeys 128 with two buffers for Q and dO wants up to 145 KB of shared memory; kKeys 64 with one buffer fits into the
 // 99 KB of the chips 8.6, 8.9 and 12.x.
 template <int kHeadDim_, int kKeys_, int kStages_>
 struct Sm80Backward {
