@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from . import _checks, _native
+from ._attention_settings import Settings
 
 DTYPES = (torch.bfloat16, torch.float16)
 SATURATION_CODES = {name: code for code, name in enumerate(_checks.SATURATIONS)}  # the order of csrc/saturation.h
@@ -40,79 +41,56 @@ class NativeAttention:
         reason = _gpu_refusal(q.device.index) if device == "cuda" else None
         return RuntimeError(reason) if reason else None
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens: Tensor | None,
-        max_seqlen: int,
-        alpha: float,
-        alpha_tensor: Tensor | None,
-        saturation: str,
-        scale: float,
-        deterministic: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
         """(out like q, natural logsumexp of each row [..., heads, tokens], float32)."""
         q, k, v = _aligned(q), _aligned(k), _aligned(v)
-        cu_seqlens, schedule = self._packed(q, cu_seqlens, max_seqlen)
-        alpha, alpha_tensor = _alpha(alpha, alpha_tensor, q.device)
+        shared, schedule = self._arguments(q, settings)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         logsumexp = torch.empty(
             (*q.shape[:-3], q.shape[-2], q.shape[-3]), dtype=torch.float32, device=q.device
         )  # [..., heads, tokens]
         self._module.attention_forward(
-            to_dlpack(q), to_dlpack(k), to_dlpack(v), _capsule(cu_seqlens), max_seqlen, alpha, _capsule(alpha_tensor),
-            SATURATION_CODES[saturation], scale, to_dlpack(out), to_dlpack(logsumexp), _capsule(schedule),
-            _stream(q.device),
+            to_dlpack(q), to_dlpack(k), to_dlpack(v), *shared, to_dlpack(out), to_dlpack(logsumexp),
+            _capsule(schedule), _stream(q.device),
         )  # fmt: skip
         return out, logsumexp
 
     def backward(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        cu_seqlens: Tensor | None,
-        max_seqlen: int,
-        alpha: float,
-        alpha_tensor: Tensor | None,
-        saturation: str,
-        scale: float,
-        deterministic: bool,
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, settings: Settings
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(dq, dk, dv). Deterministic: dq comes from a kernel of its own, in place of atomic additions."""
         grad_out, q, k, v, out = (_aligned(x) for x in (grad_out, q, k, v, out))
         logsumexp = logsumexp.contiguous()
-        cu_seqlens, schedule = self._packed(q, cu_seqlens, max_seqlen)
-        alpha, alpha_tensor = _alpha(alpha, alpha_tensor, q.device)
+        shared, schedule = self._arguments(q, settings)
         dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
         delta = torch.empty(logsumexp.shape, dtype=torch.float32, device=q.device)
         dq_sum = None
-        if not (deterministic or torch.are_deterministic_algorithms_enabled()):
+        if not (settings.deterministic or torch.are_deterministic_algorithms_enabled()):
             dq_sum = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         self._module.attention_backward(
             to_dlpack(grad_out), to_dlpack(q), to_dlpack(k), to_dlpack(v), to_dlpack(out), to_dlpack(logsumexp),
-            _capsule(cu_seqlens), max_seqlen, alpha, _capsule(alpha_tensor), SATURATION_CODES[saturation], scale,
-            to_dlpack(dq), to_dlpack(dk), to_dlpack(dv), _capsule(dq_sum), to_dlpack(delta), _capsule(schedule),
-            _stream(q.device),
+            *shared, to_dlpack(dq), to_dlpack(dk), to_dlpack(dv), _capsule(dq_sum), to_dlpack(delta),
+            _capsule(schedule), _stream(q.device),
         )  # fmt: skip
         if dq_sum is not None:
-            torch.mul(dq_sum, scale, out=dq)
+            torch.mul(dq_sum, settings.scale, out=dq)
         return dq, dk, dv
 
-    def _packed(self, q: Tensor, cu_seqlens: Tensor | None, max_seqlen: int) -> tuple[Tensor | None, Tensor | None]:
-        """cu_seqlens as the kernels take it, and the scratch memory in which they list the tiles of all sequences."""
-        if cu_seqlens is None:
-            return None, None
-        if cu_seqlens.device.type == "cpu":  # on a GPU the kernels cut offsets to what exists
-            _checks.sequences(cu_seqlens, max_seqlen, q.shape[0])
-        slots = self._module.schedule_slots(q.shape[0], len(cu_seqlens) - 1)
-        schedule = torch.empty((slots, 4), dtype=torch.int32, device=q.device)
-        return cu_seqlens.contiguous(), schedule
+    def _arguments(self, q: Tensor, settings: Settings) -> tuple[list[object], Tensor | None]:
+        """What the kernels of both passes take: cu_seqlens, max_seqlen, alpha (twice), saturation, scale; and, for a
+        packed batch, the scratch memory in which they list the tiles of all sequences.
+        """
+        cu_seqlens, schedule = settings.cu_seqlens, None
+        if cu_seqlens is not None:
+            if cu_seqlens.device.type == "cpu":  # on a GPU the kernels cut offsets to what exists
+                _checks.sequences(cu_seqlens, settings.max_seqlen, q.shape[0])
+            cu_seqlens = cu_seqlens.contiguous()
+            slots = self._module.schedule_slots(q.shape[0], len(cu_seqlens) - 1)
+            schedule = torch.empty((slots, 4), dtype=torch.int32, device=q.device)
+        alpha, alpha_tensor = _alpha(settings.alpha, settings.alpha_tensor, q.device)
+        code = SATURATION_CODES[settings.saturation]
+        arguments = [_capsule(cu_seqlens), settings.max_seqlen, alpha, _capsule(alpha_tensor), code, settings.scale]
+        return arguments, schedule
 
 
 @torch.compiler.assume_constant_result

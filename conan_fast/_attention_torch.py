@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._attention_settings import Settings
 from ._numerics import exp_
 from .soft_mask import above_diagonal
 
@@ -45,25 +46,14 @@ class Mask(NamedTuple):
     saturation: str
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int,
-    alpha: float,
-    alpha_tensor: Tensor | None,
-    saturation: str,
-    scale: float,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """(out like q, logsumexp of each row [..., heads, tokens], float32 or float64)."""
-    mask = Mask(_alpha(alpha, alpha_tensor), saturation)
+    mask = Mask(_alpha(settings.alpha, settings.alpha_tensor), settings.saturation)
     dtype = _checks.accumulation_dtype(q.dtype)
     out, logsumexp = q.new_empty(q.shape), q.new_empty((*q.shape[:-3], q.shape[-2], q.shape[-3]), dtype=dtype)
     group = q.shape[-2] // k.shape[-2]
-    for chunk, heads in _chunks(q, k, cu_seqlens, max_seqlen):
-        query = _take_queries(q, chunk, heads, group).mul_(scale)
+    for chunk, heads in _chunks(q, k, settings.cu_seqlens, settings.max_seqlen):
+        query = _take_queries(q, chunk, heads, group).mul_(settings.scale)
         key, value = _take(k, chunk, heads), _take(v, chunk, heads)
         part = torch.empty_like(query)
         part_logsumexp = query.new_empty(query.shape[:-1])
@@ -81,26 +71,14 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int,
-    alpha: float,
-    alpha_tensor: Tensor | None,
-    saturation: str,
-    scale: float,
-    deterministic: bool,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv), each like its input. M is constant, so dS = P (dP - rowsum(dO O)) as without a mask."""
-    mask = Mask(_alpha(alpha, alpha_tensor), saturation)
+    mask = Mask(_alpha(settings.alpha, settings.alpha_tensor), settings.saturation)
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     group = q.shape[-2] // k.shape[-2]
-    for chunk, heads in _chunks(q, k, cu_seqlens, max_seqlen):
-        query = _take_queries(q, chunk, heads, group).mul_(scale)
+    for chunk, heads in _chunks(q, k, settings.cu_seqlens, settings.max_seqlen):
+        query = _take_queries(q, chunk, heads, group).mul_(settings.scale)
         key, value = _take(k, chunk, heads), _take(v, chunk, heads)
         grad = _take_queries(grad_out, chunk, heads, group)
         delta = _take_queries(out, chunk, heads, group).mul_(grad).sum(-1, keepdim=True)
@@ -117,7 +95,7 @@ def backward(
             grad_scores.sub_(delta[:, block]).mul_(weights)
             grad_query[:, block] = torch.bmm(grad_scores, key[:, keys])
             grad_key[:, keys].baddbmm_(grad_scores.transpose(1, 2), query[:, block])
-        _put_queries(dq, grad_query.mul_(scale), chunk, heads, group)
+        _put_queries(dq, grad_query.mul_(settings.scale), chunk, heads, group)
         _put(dk, grad_key, chunk, heads)
         _put(dv, grad_value, chunk, heads)
     return dq, dk, dv

@@ -15,10 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from . import _attention_torch, _backends, _checks
 from ._attention_native import NativeAttention
+from ._attention_settings import Settings
 
 
 class Implementation(Protocol):
-    """A backend; `forward` and `backward` take the arguments of the operators below but the last."""
+    """A backend; `forward` and `backward` take the tensors of the operators below, then the rest as Settings."""
 
     @property
     def forward(self) -> Callable[..., tuple[Tensor, Tensor]]: ...
@@ -44,15 +45,17 @@ torch.library.define(
 
 
 @torch.library.impl("conan_fast::attention_forward", "CompositeExplicitAutograd")
-def _forward(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        return IMPLEMENTATIONS[arguments[-1]].forward(q, *arguments[:-1])
+        return IMPLEMENTATIONS[rest[-1]].forward(q, k, v, Settings(*rest[:-1]))
 
 
 @torch.library.impl("conan_fast::attention_backward", "CompositeExplicitAutograd")
-def _backward(grad_out: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad(), torch.autocast(grad_out.device.type, enabled=False):
-        return IMPLEMENTATIONS[arguments[-1]].backward(grad_out, *arguments[:-1])
+        return IMPLEMENTATIONS[rest[-1]].backward(grad_out, q, k, v, out, logsumexp, Settings(*rest[:-1]))
 
 
 @torch.library.register_fake("conan_fast::attention_forward")
