@@ -37,10 +37,12 @@ def sdpa_varlen(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], alpha: floa
     """torch's attention with the dense mask, one sequence after another: q [T, Hq, D], k and v [T, Hkv, D]."""
     outs = []
     for a, b, c in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
-        mask = soft_mask(len(a), alpha, saturation, device=q.device).log()
-        mask = mask.to(
-            torch.float64 if q.dtype == torch.float64 else torch.float32 if q.device.type == "cpu" else q.dtype
-        )
+        if len(a) == 0:
+            outs.append(a)
+            continue
+        # On a CPU torch takes a float32 mask with 16-bit inputs, on a GPU it wants the dtype of the inputs.
+        dtype = torch.float32 if q.device.type == "cpu" and q.dtype != torch.float64 else q.dtype
+        mask = soft_mask(len(a), alpha, saturation, device=q.device).log().to(dtype)
         rows = [x.transpose(0, 1)[None] for x in (a, b, c)]
         out = scaled_dot_product_attention(*rows, attn_mask=mask, scale=scale, enable_gqa=True)
         outs.append(out[0].transpose(0, 1))
