@@ -47,7 +47,10 @@ py::dict dynamic_shared_memory_of(std::index_sequence<kIndices...>) {
 }
 
 Rows rows_of(const Tensor& tensor) {  // [tokens, heads, head_dim] or [batch, tokens, heads, head_dim]
-  return {tensor.data<uint16_t>(), tensor.rank() == 4 ? tensor.stride(0) : 0, tensor.stride(-3), tensor.stride(-2)};
+  // The stride of a dimension with one entry means nothing and may be anything, but kernels count addresses with it, of
+  // rows that do not exist and are not read, and those must be aligned, too.
+  auto stride = [&](int dimension) { return tensor.size(dimension) == 1 ? 0 : tensor.stride(dimension); };
+  return {tensor.data<uint16_t>(), tensor.rank() == 4 ? stride(0) : 0, stride(-3), stride(-2)};
 }
 
 // What both passes are given. alpha_tensor, cu_seqlens and schedule may be None.

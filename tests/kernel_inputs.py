@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from conan_fast import _native, soft_mask
@@ -35,16 +36,20 @@ def value_and_grads(function: Callable[..., Tensor], inputs: list[Tensor]) -> li
 
 def sdpa_varlen(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], alpha: float, saturation: str, scale: float):
     """torch's attention with the dense mask, one sequence after another: q [T, Hq, D], k and v [T, Hkv, D]."""
+    # The kernels that compute in 16 bits as ours do; the fallback, MATH, computes in float32 and rounds at the end.
+    exact = q.dtype == torch.float64
+    kernels = [SDPBackend.MATH] if exact else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     outs = []
     for a, b, c in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
         if len(a) == 0:
             outs.append(a)
             continue
         # On a CPU torch takes a float32 mask with 16-bit inputs, on a GPU it wants the dtype of the inputs.
-        dtype = torch.float32 if q.device.type == "cpu" and q.dtype != torch.float64 else q.dtype
+        dtype = torch.float32 if q.device.type == "cpu" and not exact else q.dtype
         mask = soft_mask(len(a), alpha, saturation, device=q.device).log().to(dtype)
-        rows = [x.transpose(0, 1)[None] for x in (a, b, c)]
-        out = scaled_dot_product_attention(*rows, attn_mask=mask, scale=scale, enable_gqa=True)
+        rows = [x.transpose(0, 1)[None].repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (a, b, c)]
+        with sdpa_kernel(kernels):
+            out = scaled_dot_product_attention(*rows, attn_mask=mask, scale=scale)
         outs.append(out[0].transpose(0, 1))
     return torch.cat(outs)
 
