@@ -100,7 +100,7 @@ def run(mutation: Mutation | None, slot: int) -> str | None:
     failed = re.search(r"FAILED \S+::(\S+)(?: - (.*))?", result.stdout)
     if failed is None:
         raise SystemExit(f"pytest names no failed test for {mutation}:\n{result.stdout}")
-    return f"{failed[1]}: {(failed[2] or '').strip()[:60]}"
+    return f"{failed[1]}: {(failed[2] or '').strip()[:140]}"
 
 
 def main() -> int:
