@@ -49,6 +49,12 @@ def missing_reason(backend: str) -> str | None:
         if "conan_fast._emulated" in sys.modules:
             return None
         return "the kernels compiled for the CPU are not part of an installation, the tests build them"
+    return cuda_missing_reason()
+
+
+@cache  # every call of an operator asks
+def cuda_missing_reason() -> str | None:
+    """`missing_reason("cuda")`, which does not change while a process runs."""
     facts = build_facts()
     if not facts["built"]:
         return f"it was built without CUDA kernels: {facts['reason']}"
@@ -57,7 +63,7 @@ def missing_reason(backend: str) -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     try:
-        compiled = module(backend)
+        compiled = module("cuda")
     except ImportError as error:
         return f"the compiled kernels do not load: {error}"
     driver, runtime = compiled.driver_version(), compiled.runtime_version()

@@ -84,7 +84,7 @@ def test_which_gpus_compiled_code_runs_on(architectures, capability, covered):
 def test_without_a_gpu_the_compiled_kernels_are_missing_for_that_reason(monkeypatch):
     monkeypatch.setattr(_native, "build_facts", lambda: {"built": True, "architectures": ["sm_80"]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _native.missing_reason("cuda") == "torch sees no CUDA device"
+    assert _native.cuda_missing_reason.__wrapped__() == "torch sees no CUDA device"
 
 
 def test_a_driver_older_than_the_compiler_is_named(monkeypatch):
@@ -96,4 +96,4 @@ def test_a_driver_older_than_the_compiler_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(_native, "module", lambda _: Compiled)
-    assert "CUDA 13, the driver supports CUDA 12" in _native.missing_reason("cuda")
+    assert "CUDA 13, the driver supports CUDA 12" in _native.cuda_missing_reason.__wrapped__()
