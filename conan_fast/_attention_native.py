@@ -38,7 +38,7 @@ class NativeAttention:
         if q.shape[-1] not in _head_dims(self._backend):
             taken = ", ".join(map(str, _head_dims(self._backend)))
             return ValueError(f"q must have a head_dim out of {taken} for the kernels, got {q.shape[-1]}")
-        reason = _gpu_refusal(q.device.index) if device == "cuda" else None
+        reason = _native.gpu_refusal(q.device.index) if device == "cuda" else None
         return RuntimeError(reason) if reason else None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -97,11 +97,6 @@ class NativeAttention:
 def _head_dims(backend: str) -> list[int]:
     dims: list[int] = _native.module(backend).head_dims
     return dims
-
-
-@torch.compiler.assume_constant_result
-def _gpu_refusal(index: int | None) -> str | None:
-    return _native.device_refusal(torch.cuda.current_device() if index is None else index)
 
 
 def _capsule(x: Tensor | None) -> object:

@@ -85,6 +85,12 @@ def device_refusal(index: int) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result
+def gpu_refusal(index: int | None) -> str | None:
+    """`device_refusal` of a torch device's index, None for the current GPU."""
+    return device_refusal(torch.cuda.current_device() if index is None else index)
+
+
 def covers(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
     """Whether code for `architectures` (names as nvcc's) runs on a GPU of this compute capability.
 

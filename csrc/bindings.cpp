@@ -7,6 +7,8 @@
 #include <array>
 
 #include "attention/launch.h"
+#include "contrastive/bindings.h"
+#include "contrastive/launch.h"
 #include "device/runtime.h"
 #include "tensor.h"
 
@@ -42,6 +44,7 @@ py::dict dynamic_shared_memory_of(std::index_sequence<kIndices...>) {
     for (const auto& entry : kernels) bytes[py::str(entry.kernel)] = entry.bytes;
   };
   add(common_shared_memory());
+  add(contrastive_shared_memory());
   (add(attention_shared_memory<kHeadDims[kIndices]>()), ...);
   return bytes;
 }
@@ -202,6 +205,7 @@ PYBIND11_MODULE(CONAN_FAST_MODULE, module) {
              py::arg("alpha_tensor"), py::arg("saturation"), py::arg("scale"), py::arg("dq"), py::arg("dk"),
              py::arg("dv"), py::arg("dq_sum"), py::arg("delta"), py::arg("schedule"), py::arg("stream"),
              "Writes dk, dv and delta; adds dq / scale to dq_sum (zeros) if given, else writes dq.");
+  bind_contrastive(module);
 #if defined(CONAN_FAST_EMULATED)
   module.def("set_seed", &emulation::set_seed, py::arg("seed"), "Seed of the order in which warps and blocks run.");
   module.def(
@@ -210,6 +214,9 @@ PYBIND11_MODULE(CONAN_FAST_MODULE, module) {
   module.def(
       "bank_conflicts", [] { return emulation::statistics().bank_conflicts; },
       "Bank conflicts of ldmatrix in this process so far.");
+  module.def(
+      "matrix_products", [] { return emulation::statistics().matrix_products; },
+      "Products mma.m16n8k16 (4,096 FLOP) of a warp in this process so far.");
 #else
   module.def(
       "driver_version",

@@ -25,7 +25,7 @@ struct DLPackTensor {
   uint64_t byte_offset;
 };
 
-enum class ScalarType { kBf16, kFp16, kFp32, kInt32, kOther };
+enum class ScalarType { kBf16, kFp16, kFp32, kInt32, kInt64, kOther };
 
 inline const char* name_of(ScalarType type) {
   switch (type) {
@@ -33,6 +33,7 @@ inline const char* name_of(ScalarType type) {
     case ScalarType::kFp16: return "float16";
     case ScalarType::kFp32: return "float32";
     case ScalarType::kInt32: return "int32";
+    case ScalarType::kInt64: return "int64";
     default: return "another dtype";
   }
 }
@@ -103,12 +104,13 @@ class Tensor {
     return *this;
   }
 
-  // Rows that can be read 16 bytes at a time: 16-bit elements, the last stride 1, all others multiples of 8.
+  // Rows that can be read 16 bytes at a time: the last stride 1, all others multiples of 16 bytes.
   const Tensor& require_aligned_rows() const {
     if (empty()) return *this;
+    const int per_chunk = type_ == ScalarType::kFp32 ? 4 : 8;
     bool good = reinterpret_cast<uintptr_t>(data_) % 16 == 0;
     for (int i = 0; i < rank(); ++i) {
-      good &= shape_[i] == 1 || (i == rank() - 1 ? strides_[i] == 1 : strides_[i] % 8 == 0);
+      good &= shape_[i] == 1 || (i == rank() - 1 ? strides_[i] == 1 : strides_[i] % per_chunk == 0);
     }
     if (!good) fail("must have rows aligned to 16 bytes, got strides " + text(strides_));
     return *this;
@@ -130,6 +132,7 @@ class Tensor {
       case 2 * 256 + 16: return ScalarType::kFp16;
       case 2 * 256 + 32: return ScalarType::kFp32;
       case 0 * 256 + 32: return ScalarType::kInt32;
+      case 0 * 256 + 64: return ScalarType::kInt64;
       default: return ScalarType::kOther;
     }
   }

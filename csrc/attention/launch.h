@@ -1,17 +1,15 @@
 // Host functions that start the attention kernels. Arguments have been checked by the caller.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "attention/params.h"
 #include "device/runtime.h"
+#include "element.h"
 
 namespace conan_fast {
 
-enum class Element { kBf16, kFp16 };
-
-// Compiled once per head_dim, see launch.cu.
+// Compiled once per head_dim, see launch.cu. Elements are kBf16 or kFp16.
 template <int kHeadDim>
 void launch_attention_forward(const AttentionParams& params, Element element, Stream stream);
 
@@ -19,10 +17,6 @@ void launch_attention_forward(const AttentionParams& params, Element element, St
 template <int kHeadDim>
 void launch_attention_backward(const AttentionParams& params, Element element, int shared_memory_limit, Stream stream);
 
-struct DynamicSharedMemory {
-  std::string kernel;  // "sm80_forward<112>": name and numbers among its template arguments
-  int bytes;
-};
 template <int kHeadDim>
 std::vector<DynamicSharedMemory> attention_shared_memory();
 std::vector<DynamicSharedMemory> common_shared_memory();  // of the kernels that do not depend on the head_dim

@@ -7,8 +7,9 @@
 // goes through shared memory, dQ to global memory by atomic additions in fp32.
 #pragma once
 
-#include "attention/sm80_tile.cuh"
+#include "attention/tile_place.cuh"
 #include "device/atomic.h"
+#include "device/sm80_tile.cuh"
 
 namespace conan_fast {
 

@@ -5,7 +5,8 @@
 // of dQ += dS K as it leaves the registers.
 #pragma once
 
-#include "attention/sm80_tile.cuh"
+#include "attention/tile_place.cuh"
+#include "device/sm80_tile.cuh"
 
 namespace conan_fast {
 

@@ -5,7 +5,8 @@
 // be all 128. K and V have one buffer each: V travels while K is used, the next K while V is used.
 #pragma once
 
-#include "attention/sm80_tile.cuh"
+#include "attention/tile_place.cuh"
+#include "device/sm80_tile.cuh"
 #include "device/warp.h"
 
 namespace conan_fast {

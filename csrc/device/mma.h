@@ -39,6 +39,7 @@ void product(void* const lanes[32]) {
       b[2 * t + 8 * i + 1][g] = pair.y;
     }
   }
+  emulation::count_matrix_product();
   float sum[16][8] = {};
   for (int row = 0; row < 16; ++row)
     for (int k = 0; k < 16; ++k)

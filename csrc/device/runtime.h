@@ -12,6 +12,12 @@ namespace conan_fast {
 
 using Stream = void*;  // a cudaStream_t
 
+// For the build's report.
+struct DynamicSharedMemory {
+  std::string kernel;  // "sm80_forward<112>": name and numbers among its template arguments
+  int bytes;
+};
+
 #if defined(CONAN_FAST_EMULATED)
 constexpr int kDeviceType = 1;  // DLPack: CPU
 inline int emulated_shared_memory_limit = 227 * 1024;

@@ -70,7 +70,7 @@ class Block {
     dim3 grid, block;
     SharedMemory* shared;
     Random random;
-    long blocks = 0, collectives = 0, bank_conflicts = 0;
+    long blocks = 0, collectives = 0, bank_conflicts = 0, matrix_products = 0;
   };
 
   // Runs the block at blockIdx `index` from its start to its end, or throws.

@@ -127,6 +127,7 @@ void cp_async_wait(int groups_left) {
 }
 
 void count_bank_conflicts(int extra) { block().launch().bank_conflicts += extra; }
+void count_matrix_product() { ++block().launch().matrix_products; }
 
 Statistics& statistics() {
   static Statistics sums{};
@@ -162,6 +163,7 @@ void launch_erased(void (*run)(const void* arguments), const void* arguments, di
   sums.blocks += launch.blocks;
   sums.collectives += launch.collectives;
   sums.bank_conflicts += launch.bank_conflicts;
+  sums.matrix_products += launch.matrix_products;
 }
 
 }  // namespace emulation

@@ -59,10 +59,12 @@ void cp_async_wait(int groups_left);
 
 // For wrappers that know which addresses their lanes read: `extra` more passes over shared memory than one.
 void count_bank_conflicts(int extra);
+// A warp's product on a tensor core.
+void count_matrix_product();
 
 // Sums over the finished launches of the process; `statistics() = {}` starts anew.
 struct Statistics {
-  long launches, blocks, collectives, bank_conflicts;
+  long launches, blocks, collectives, bank_conflicts, matrix_products;
 };
 Statistics& statistics();
 

@@ -1,7 +1,6 @@
 // Tiles in shared memory and the products of one warp on them, by mma.m16n8k16.
 #pragma once
 
-#include "attention/tile_place.cuh"
 #include "device/copy.h"
 #include "device/mma.h"
 #include "device/thread.h"
@@ -39,11 +38,13 @@ struct LaneOffset {
   }
 };
 
-// Starts copying rows 0..kRows - 1 of `source` to a tile; rows from valid_rows on become zero. 8 or 16 threads a row
-// (of 16, head_dim 112 leaves 2 idle), so that addresses advance by a constant.
+// Starts copying rows 0..kRows - 1 of `source` to a tile; rows from valid_rows on, and chunks of 8 columns from
+// valid_chunks on, become zero. 4, 8 or 16 threads a row (of 16, head_dim 112 leaves 2 idle), so that addresses advance
+// by a constant.
 template <class Tile, int kThreads>
-__device__ inline void load_rows(unsigned char* tile, const uint16_t* source, int64_t row_stride, int valid_rows) {
-  constexpr int kThreadsPerRow = Tile::kChunks <= 8 ? 8 : 16;
+__device__ inline void load_rows(unsigned char* tile, const uint16_t* source, int64_t row_stride, int valid_rows,
+                                 int valid_chunks = Tile::kChunks) {
+  constexpr int kThreadsPerRow = Tile::kChunks <= 4 ? 4 : Tile::kChunks <= 8 ? 8 : 16;
   constexpr int kRowsAtOnce = kThreads / kThreadsPerRow;
   static_assert(Tile::kChunks <= 16 && Tile::kRows % kRowsAtOnce == 0);
   const int thread = thread_index(), chunk = thread % kThreadsPerRow, first = thread / kThreadsPerRow;
@@ -52,7 +53,7 @@ __device__ inline void load_rows(unsigned char* tile, const uint16_t* source, in
   const uint16_t* place = source + first * row_stride + chunk * 8;  // past the end it is counted, but not read
 #pragma unroll
   for (int i = 0; i < Tile::kRows / kRowsAtOnce; ++i) {
-    cp_async_16(tile, to.at(i * kRowsAtOnce, 0), place, first + i * kRowsAtOnce < valid_rows);
+    cp_async_16(tile, to.at(i * kRowsAtOnce, 0), place, first + i * kRowsAtOnce < valid_rows && chunk < valid_chunks);
     place += kRowsAtOnce * row_stride;
   }
 }

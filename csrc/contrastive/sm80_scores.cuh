@@ -1,0 +1,189 @@
+// Scores of all Matryoshka prefixes from one product, for 16-bit features on Ampere and newer.
+//
+// A block has a tile of 128 queries x 128 candidates, 64 x 64 in each of its 4 warps, whose dot products stay in
+// registers. On the way over the dimensions, at the end of each prefix, they are scaled and folded into that prefix's
+// sums: the dot product over x[:d] is what has been added up by then, so all prefixes cost the product of the longest.
+//
+// Two blocks share an SM (64 KB of shared memory and at most 256 registers a thread): while one folds, the other
+// multiplies. 64 x 64 is the largest tile of a warp whose 128 accumulators leave room for a prefix's 16 scores of a
+// row.
+#pragma once
+
+#include "contrastive/elements.cuh"
+#include "contrastive/params.h"
+#include "device/sm80_tile.cuh"
+#include "device/warp.h"
+
+namespace conan_fast {
+
+struct Sm80Scores {
+  static constexpr int kThreads = 128, kDepth = 32, kStages = 4;
+  using Tile = SharedTile<kTile, kDepth>;
+  static constexpr int kStageBytes = 2 * Tile::kBytes;  // queries, candidates
+  static constexpr int kSharedBytes = kStages * kStageBytes;
+};
+
+// Goes over the dimensions in steps of kDepth that do not cross from one prefix to the next.
+struct DepthWalk {
+  int column = 0, prefix = 0;
+
+  __device__ bool done(const Prefixes& prefixes) const { return prefix >= prefixes.count; }
+  __device__ int chunks(const Prefixes& prefixes) const { return (prefixes.dims[prefix] - column) / 8; }
+  // Whether the step was the last of its prefix.
+  __device__ bool advance(const Prefixes& prefixes) {
+    column += Sm80Scores::kDepth;
+    if (column < prefixes.dims[prefix]) return false;
+    column = prefixes.dims[prefix++];
+    return true;
+  }
+};
+
+// A warp's 64 x 64 dot products: who they belong to.
+struct ScoreTile {
+  int row, column;       // the first
+  uint32_t left_out[4];  // a bit for each of a thread's scores, 16 of a row: the candidate does not count
+};
+
+// Scores of 16 columns of one row of a warp's tile (row `first + 8 half + lane / 4` of row group m).
+constexpr int kColumnsOfLane = 16;
+
+// The bits of candidates that do not exist, or that have the id of the row's own positive without being it.
+__device__ inline void find_left_out(const ScoreParams& p, ScoreTile& tile) {
+  const int lane = lane_index();
+  const bool compare = p.queries.ids != nullptr && p.candidates.ids != nullptr;
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+    uint32_t bits = 0;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const int row = tile.row + 16 * m + 8 * half + lane / 4;
+      const bool ids = compare && row < p.queries.rows;
+      const int64_t id = ids ? p.queries.ids[row] : 0;
+#pragma unroll 1
+      for (int i = 0; i < kColumnsOfLane; ++i) {
+        const int column = tile.column + i / 2 * 8 + lane % 4 * 2 + i % 2;
+        bool out = column >= p.candidates.rows;
+        if (ids && !out) out = p.candidates.ids[column] == id && column != p.own_column + row;
+        bits |= static_cast<uint32_t>(out) << (half * kColumnsOfLane + i);
+      }
+    }
+    tile.left_out[m] = bits;
+  }
+}
+
+// Scales the dot products of prefix m and folds them into its sums; with kStore keeps the weights.
+template <class Format, bool kStore>
+__device__ inline void fold_scores(const ScoreParams& p, const ScoreTile& tile, const float (&dots)[4][8][4], int m,
+                                   float scale) {
+  const int lane = lane_index(), rows = p.queries.rows;
+  const float* query_norms = p.queries.inverse_norms + m * p.queries.norm_stride;
+  const float* candidate_norms = p.candidates.inverse_norms + m * p.candidates.norm_stride + tile.column;
+  float column_scales[kColumnsOfLane];
+#pragma unroll
+  for (int i = 0; i < kColumnsOfLane; i += 2) {  // norms are padded with zeros to whole tiles
+    const float2 pair = *reinterpret_cast<const float2*>(candidate_norms + i / 2 * 8 + lane % 4 * 2);
+    column_scales[i] = pair.x, column_scales[i + 1] = pair.y;
+  }
+  const int own_of_first = p.own_column + tile.row;
+  const bool near_own = own_of_first < tile.column + 64 && own_of_first + 64 > tile.column;
+#pragma unroll
+  for (int half_row = 0; half_row < 8; ++half_row) {
+    const int group = half_row / 2, half = half_row % 2;
+    const int row = tile.row + 16 * group + 8 * half + lane / 4;
+    const bool exists = row < rows;
+    const float row_scale = exists ? query_norms[row] * scale : 0.0f;
+    float scores[kColumnsOfLane], largest = kLeftOut;
+#pragma unroll
+    for (int i = 0; i < kColumnsOfLane; ++i) {
+      const float score = dots[group][i / 2][2 * half + i % 2] * row_scale * column_scales[i];
+      scores[i] = tile.left_out[group] >> (half * kColumnsOfLane + i) & 1 ? kLeftOut : score;
+      largest = fmaxf(largest, scores[i]);
+    }
+    const int64_t line = static_cast<int64_t>(m) * rows + row;
+    if (near_own && exists) {
+#pragma unroll
+      for (int i = 0; i < kColumnsOfLane; ++i) {
+        const int column = tile.column + i / 2 * 8 + lane % 4 * 2 + i % 2;
+        if (column == p.own_column + row && column < p.candidates.rows) p.own[line] = scores[i];
+      }
+    }
+    float reference = quad_max(largest);
+    if (p.logsumexp != nullptr) reference = exists ? p.logsumexp[line] : 0.0f;
+    const float shift = reference == kLeftOut ? 0.0f : reference;  // all are left out: their weights are 0, not 1
+    float sum = 0.0f, weighted = 0.0f;
+    uint32_t packed[kColumnsOfLane / 2];
+#pragma unroll
+    for (int i = 0; i < kColumnsOfLane; i += 2) {
+      const float first = fast_exp2(scores[i] - shift), second = fast_exp2(scores[i + 1] - shift);
+      sum += first + second;
+      weighted = fmaf(first, scores[i], fmaf(second, scores[i + 1], weighted));
+      constexpr float kScale = Elements<Format>::kWeightScale;
+      if constexpr (kStore) packed[i / 2] = Format::pack(first * kScale, second * kScale);
+    }
+    sum = quad_sum(sum);
+    weighted = quad_sum(weighted);
+    if (exists && lane % 4 == 0) {
+      const int64_t place = p.partials.at(m, rows, row, tile.column / kSegment);
+      p.partials.reference[place] = reference;
+      p.partials.sum[place] = sum;
+      p.partials.weighted[place] = weighted;
+    }
+    if constexpr (kStore) {
+      uint16_t* out = static_cast<uint16_t*>(p.weights) + line * p.weight_stride + tile.column;
+      const bool odd = lane % 2;
+      // Neighbouring lanes exchange, so that each has 4 columns on end, and 4 lanes fill a sector of 32 bytes.
+#pragma unroll
+      for (int n = 0; n < kColumnsOfLane / 2; n += 2) {
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? packed[n] : packed[n + 1], 1);
+        const uint2 four = odd ? make_uint2(other, packed[n + 1]) : make_uint2(packed[n], other);
+        if (exists) *reinterpret_cast<uint2*>(out + (n + odd) * 8 + (lane & 2) * 2) = four;
+      }
+    }
+  }
+}
+
+template <class Format, bool kStore>
+__global__ void __launch_bounds__(Sm80Scores::kThreads, 2) sm80_scores(const __grid_constant__ ScoreParams p) {
+  using Plan = Sm80Scores;
+  using Tile = typename Plan::Tile;
+  constexpr int kStages = Plan::kStages;
+  unsigned char* shared = dynamic_shared_memory();
+  const int first_row = static_cast<int>(blockIdx.x) * kTile, first_column = static_cast<int>(blockIdx.y) * kTile;
+  const uint16_t* queries = static_cast<const uint16_t*>(p.queries.data) + first_row * p.queries.stride;
+  const uint16_t* candidates = static_cast<const uint16_t*>(p.candidates.data) + first_column * p.candidates.stride;
+
+  DepthWalk ahead, here;
+  auto load_next = [&](int stage) {
+    if (ahead.done(p.prefixes)) return;
+    unsigned char* place = shared + stage * Plan::kStageBytes;
+    const int chunks = ahead.chunks(p.prefixes);
+    load_rows<Tile, Plan::kThreads>(place, queries + ahead.column, p.queries.stride, p.queries.rows - first_row,
+                                    chunks);
+    load_rows<Tile, Plan::kThreads>(place + Tile::kBytes, candidates + ahead.column, p.candidates.stride,
+                                    p.candidates.rows - first_column, chunks);
+    ahead.advance(p.prefixes);
+  };
+#pragma unroll 1
+  for (int stage = 0; stage < kStages - 1; ++stage) {
+    load_next(stage);
+    cp_async_commit();
+  }
+
+  const int warp_row = warp_index() / 2 * 64, warp_column = warp_index() % 2 * 64;
+  ScoreTile tile{first_row + warp_row, first_column + warp_column, {}};
+  find_left_out(p, tile);
+  const float scale = kLog2E / *p.temperature;
+  float dots[4][8][4] = {};
+  for (int step = 0; !here.done(p.prefixes); ++step) {
+    cp_async_wait<kStages - 2>();
+    __syncthreads();  // this step's vectors are there for all, and all are done with those of the step before
+    load_next((step + kStages - 1) % kStages);
+    cp_async_commit();
+    const unsigned char* place = shared + step % kStages * Plan::kStageBytes;
+    multiply_by_transposed<Format, Tile, Tile>(dots, place, warp_row, place + Tile::kBytes, warp_column);
+    const int prefix = here.prefix;
+    if (here.advance(p.prefixes)) fold_scores<Format, kStore>(p, tile, dots, prefix, scale);
+  }
+}
+
+}  // namespace conan_fast
