@@ -6,7 +6,6 @@ in every implementation: what one recomputes or pads does not count.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import timing
+from benchmarks.runner import WrongResult, leaves_out, peak_of_quick
 from conan_fast import build_info, soft_mask, soft_mask_attention
 
 ALPHA = 0.3
@@ -25,14 +25,6 @@ MAX_SECONDS = 3.0  # forward and backward together
 FLOP = {"forward": 4, "backward": 10}  # times B H L^2 D
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, L, H, D], k and v [B, L, Hkv, D] -> [B, L, H, D]
-
-
-class NotRun(Exception):
-    """Left out, and why."""
-
-
-class WrongResult(Exception):
-    """Differs from float64: a wrong result has no time."""
 
 
 @dataclass(frozen=True)
@@ -179,17 +171,9 @@ class Case:
 
     def prepare(self, implementation: Implementation) -> Prepared:
         """Raises NotRun, or WrongResult."""
-        needed, free = implementation.bytes_needed(self.shape), timing.free_bytes(self.device)
-        if free is not None and needed > free:
-            raise NotRun(f"needs about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
-        try:
+        needed = implementation.bytes_needed(self.shape)
+        with leaves_out(self.device, needed, ours=implementation in OURS):
             return self._prepare(implementation)
-        except torch.OutOfMemoryError:
-            raise NotRun("out of memory") from None
-        except RuntimeError as error:
-            if implementation in OURS:
-                raise
-            raise NotRun(str(error).splitlines()[0].split(". ")[0]) from None
 
     def _prepare(self, implementation: Implementation) -> Prepared:
         expected = self._expectation(implementation.alpha)
@@ -203,10 +187,7 @@ class Case:
         poison = [torch.full_like(x, torch.nan) for x in (*self.inputs, self.grad_out)]
         del poison  # a GPU's allocator hands it out again: what an implementation never writes shall not look right
         errors = self._errors(implementation, step(), expected)
-        start = time.perf_counter()
-        peak = timing.peak_bytes(step, self.device)
-        if (seconds := time.perf_counter() - start) > MAX_SECONDS:
-            raise NotRun(f"takes {seconds:.1f} s, more than {MAX_SECONDS:g} s")
+        peak = peak_of_quick(step, self.device, MAX_SECONDS)
         return Prepared(attention, self, None if peak is None else peak - base, errors)
 
     def _errors(

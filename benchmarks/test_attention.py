@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmarks import machine, timing
 from benchmarks.attention import shapes
-from benchmarks.attention_cases import FLOP, IMPLEMENTATIONS, Case, Implementation, NotRun, our_backend
+from benchmarks.attention_cases import FLOP, IMPLEMENTATIONS, Case, Implementation, our_backend
+from benchmarks.runner import NotRun
 from conan_fast import soft_mask, soft_mask_attention_varlen
 
 HEADS, KV_HEADS, HEAD_DIM, ALPHA = 4, 2, 64, 0.3

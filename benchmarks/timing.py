@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,49 @@ class Timing:
     high_ms: float
     rounds: int
 
+    @staticmethod
+    def of(seconds: Sequence[float]) -> Timing:
+        times = torch.tensor(seconds, dtype=torch.float64) * 1e3
+        low, median, high = (times.quantile(part).item() for part in (0.1, 0.5, 0.9))
+        return Timing(median, low, high, len(times))
+
+
+class Span:
+    """A stretch of a longer piece of work, `with Span(device) as span: ...`; nothing waits for the GPU within it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[torch.cuda.Event | float] = []
+
+    def __enter__(self) -> Span:
+        self.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def begin(self) -> None:
+        self._mark()
+
+    def end(self) -> None:
+        self._mark()
+
+    def _mark(self) -> None:
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """Waits for the end of the span; to be asked when all the work is launched."""
+        start, end = self._marks
+        if isinstance(start, float):
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
 
 def warm_up(step: Step, clock: Clock) -> int:
     """Repeats `step` until it is warm; returns how many rounds fill about half a second, 5 to 200 (CPU: a tenth)."""
@@ -74,9 +118,7 @@ def warm_up(step: Step, clock: Clock) -> int:
 
 
 def measure(step: Step, clock: Clock) -> Timing:
-    times = torch.tensor([clock.once(step) for _ in range(warm_up(step, clock))], dtype=torch.float64) * 1e3
-    low, median, high = (times.quantile(part).item() for part in (0.1, 0.5, 0.9))
-    return Timing(median, low, high, len(times))
+    return Timing.of([clock.once(step) for _ in range(warm_up(step, clock))])
 
 
 def allocated_bytes(device: torch.device) -> int:
@@ -99,5 +141,6 @@ def free_bytes(device: torch.device) -> int | None:
     """What can still be allocated on a GPU; None, unknown, for a CPU."""
     if device.type != "cuda":
         return None
+    gc.collect()  # what a peer left in a reference cycle
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]

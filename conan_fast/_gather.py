@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,50 +57,74 @@ def _gather_rows(local: Tensor, sizes: list[int], group: Any) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
-def candidates(
+@dataclass(frozen=True)
+class Layout:
+    """Who holds what; the same on all processes but for the rank."""
+
+    rank: int
+    sizes: list[int]  # queries, and positives, of each process
+    shared_sizes: list[int]  # shared negatives of each process
+    with_gradients: bool  # some process wants gradients
+
+    @property
+    def first(self) -> int:
+        """The place of the first local query in the whole batch."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def total(self) -> int:
+        """Queries of all processes."""
+        return sum(self.sizes)
+
+
+def layout(
     group: Any,
     queries: Tensor,
-    positives: Tensor,
     shared: Tensor | None,
     private: Tensor | None,
     positive_ids: Tensor | None,
     shared_ids: Tensor | None,
-) -> tuple[int, int, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(global row of the first local query, rows in all, and the last arguments but `private`, of all processes).
+    with_gradients: bool,
+) -> Layout:
+    """The sizes of all processes, on the host.
 
-    Reads the sizes on the host. Raises ValueError, on all processes alike, if they disagree in anything but N.
+    Raises ValueError, on all processes alike, if they disagree in anything but N, or if no process has a query.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("group needs torch.distributed to be initialised, and it is not")
-    sizes, shared_sizes = _sizes(group, queries, shared, private, positive_ids is not None, shared_ids is not None)
-    rank = dist.get_rank(group)
-    if sum(sizes) == 0:
-        raise ValueError("queries must have at least one row in some process of group, got none")
-    first, total = sum(sizes[:rank]), sum(sizes)
-    all_positives: Tensor = _GatherRows.apply(positives, sizes, group)
-    if positive_ids is not None:
-        positive_ids = _gather_rows(positive_ids, sizes, group)
-    if shared is not None:
-        shared = _GatherRows.apply(shared, shared_sizes, group)
-        if shared_ids is not None:
-            shared_ids = _gather_rows(shared_ids, shared_sizes, group)
-    return first, total, all_positives, shared, positive_ids, shared_ids
-
-
-def _sizes(
-    group: Any, queries: Tensor, shared: Tensor | None, private: Tensor | None, has_ids: bool, has_negative_ids: bool
-) -> tuple[list[int], list[int]]:
-    """(N, shared negatives) of every process; ValueError where something that must agree does not."""
     dtype = _checks.FLOAT_DTYPES.index(queries.dtype)
-    kind = [queries.shape[1], dtype, shared is not None, private is not None, has_ids, has_negative_ids]
+    there = [x is not None for x in (shared, private, positive_ids, shared_ids)]
     negatives = 0 if shared is None else shared.shape[0]
-    local = torch.tensor([queries.shape[0], negatives, *map(int, kind)], device=queries.device)
+    numbers = [queries.shape[0], negatives, with_gradients, queries.shape[1], dtype, *there]
+    local = torch.tensor([int(number) for number in numbers], device=queries.device)
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, local, group=group)
     everybody = torch.stack(parts).tolist()
-    if any(other[2:] != everybody[0][2:] for other in everybody):
+    if any(other[3:] != everybody[0][3:] for other in everybody):
         raise ValueError(
-            "the processes of group must agree in D, dtype, negatives and ids; got per process "
-            f"[N, shared negatives, D, dtype, shared, private, positive_ids, negative_ids]: {everybody}"
+            "the processes of group must agree in D, dtype, negatives and ids; got per process [N, shared negatives, "
+            f"gradients wanted, D, dtype, shared, private, positive_ids, negative_ids]: {everybody}"
         )
-    return [int(other[0]) for other in everybody], [int(other[1]) for other in everybody]
+    sizes, shared_sizes, wanted = ([int(other[place]) for other in everybody] for place in range(3))
+    if sum(sizes) == 0:
+        raise ValueError("queries must have at least one row in some process of group, got none")
+    return Layout(dist.get_rank(group), sizes, shared_sizes, any(wanted))
+
+
+def candidates(
+    group: Any,
+    layout: Layout,
+    positives: Tensor,
+    shared: Tensor | None,
+    positive_ids: Tensor | None,
+    shared_ids: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The last four arguments, of all processes."""
+    all_positives: Tensor = _GatherRows.apply(positives, layout.sizes, group)
+    if positive_ids is not None:
+        positive_ids = _gather_rows(positive_ids, layout.sizes, group)
+    if shared is not None:
+        shared = _GatherRows.apply(shared, layout.shared_sizes, group)
+        if shared_ids is not None:
+            shared_ids = _gather_rows(shared_ids, layout.shared_sizes, group)
+    return all_positives, shared, positive_ids, shared_ids

@@ -1,26 +1,27 @@
 """The losses: InfoNCE with in-batch and hard negatives (eq. 1) and, from `cosent.py`, CoSENT (eq. 2).
 
-Both know all Matryoshka prefixes at once. This file checks the arguments of info_nce, brings in the candidates of
-other processes and ties the loss to its gradient; `_info_nce_torch.py` computes both.
+Both know all Matryoshka prefixes at once. This file checks the arguments of info_nce and ties the loss to its gradient;
+a backend such as `_info_nce_torch.py` computes both. Candidates of other processes come by `_gather.py` or `_ring.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _backends, _checks, _gather, _info_nce_torch
+from . import _backends, _checks, _gather, _info_nce_autograd, _info_nce_torch, _ring
+from ._info_nce_native import NativeInfoNCE
 from .cosent import cosent
 
 __all__ = ["InfoNCE", "cosent", "info_nce"]
 
-# A backend is a module with `sweep` and `negative_scores`, see _info_nce_torch.py.
-IMPLEMENTATIONS: dict[str, ModuleType] = {"torch": _info_nce_torch}
+# A backend is a module with `sweep`, `statistics`, `gradients` and `negative_scores`, see _info_nce_torch.py.
+NATIVE = {name: NativeInfoNCE(name) for name in ("cuda", "emulated")}
+IMPLEMENTATIONS: dict[str, Any] = {"torch": _info_nce_torch, **NATIVE}
 NEGATIVE_SCOPES = ("shared", "private")
 
 torch.library.define(
@@ -51,6 +52,23 @@ def _sweep_shapes(
     return losses, *grads, temperature.new_empty(())
 
 
+torch.library.define(
+    "conan_fast::info_nce_negative_scores", "(Tensor queries, Tensor negatives, str backend) -> Tensor"
+)
+
+
+@torch.library.impl("conan_fast::info_nce_negative_scores", "CompositeExplicitAutograd")
+def _negative_scores(queries: Tensor, negatives: Tensor, backend: str) -> Tensor:
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+        scores: Tensor = IMPLEMENTATIONS[backend].negative_scores(queries, negatives)
+        return scores
+
+
+@torch.library.register_fake("conan_fast::info_nce_negative_scores")
+def _negative_scores_shape(queries: Tensor, negatives: Tensor, backend: str) -> Tensor:
+    return queries.new_empty(negatives.shape[:2], dtype=_checks.accumulation_dtype(queries.dtype))
+
+
 class InfoNCE(NamedTuple):
     """loss: scalar; loss_per_dim [len(dims)] and negative_scores [N, K] (None without negatives) carry no gradient."""
 
@@ -66,28 +84,15 @@ class _InfoNCELoss(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         features, rest = arguments[:5], arguments[5:]
         losses, *grads = torch.ops.conan_fast.info_nce_sweep(*features, *rest)
-        loss = _weighted(losses, rest[5])
-        ctx.dtypes = [None if x is None else x.dtype for x in features]
-        ctx.save_for_backward(*grads)
+        loss = _info_nce_autograd.weighted_sum(losses, rest[5])
+        _info_nce_autograd.keep(ctx, features, grads)
         ctx.mark_non_differentiable(losses)
         return loss, losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        scaled = [
-            (saved * grads[0]).to(dtype) if dtype is not None and needed else None
-            for saved, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:5], strict=True)
-        ]
-        return *scaled, None, None, None, None, None, None, None, None, None, None
-
-
-def _weighted(losses: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted sum, with the weights as plain numbers: a tensor of them would be one more copy to the device."""
-    total = losses[0] * weights[0]
-    for index in range(1, len(weights)):
-        total = total + losses[index] * weights[index]
-    return total
+        return *_info_nce_autograd.scaled(ctx, grads[0]), *[None] * 10
 
 
 def info_nce(
@@ -118,7 +123,9 @@ def info_nce(
         arguments agree). Each computes its own queries against everybody's candidates. The loss is the mean over the
         whole batch on every process, and the gradients of local inputs are those of that loss. Parameters shared by
         the processes thus need their gradients *summed*; DDP averages them, so multiply the loss by the world size
-        there. A temperature tensor counts as a local input too. All processes must call backward.
+        there. A temperature tensor counts as a local input too. All processes must call backward, with the same factor.
+        Where everybody's candidates and their gradients would take more than 256 MB they are not gathered but travel
+        around a ring, which costs a fourth matrix product.
     Returns InfoNCE(loss, loss_per_dim in the order of dims, negative_scores: cosine at full D), float32 (float64 for
     float64 inputs); only loss carries a gradient (first derivatives).
     Memory: inputs, their gradients, O(N + M) statistics for M candidates, and a bounded workspace; never N x M.
@@ -126,33 +133,51 @@ def info_nce(
     """
     _check(queries, positives, negatives, temperature, positive_ids, negative_ids, negative_scope, group)
     rising, weights, places = _checks.matryoshka(dims, dim_weights, queries.shape[1])
-    chosen = _backends.choose(backend, queries.device, _no_kernels)
+    chosen = _backends.choose(backend, queries.device, lambda name: NATIVE[name].refusal(queries, rising))
     shared = negatives.flatten(0, 1) if negatives is not None and negative_scope == "shared" else None
     private = negatives if negative_scope == "private" else None
     shared_ids = negative_ids.flatten() if negative_ids is not None and shared is not None else None
     private_ids = negative_ids if private is not None else None
-    query_ids, first, total = positive_ids, 0, queries.shape[0]
-    if group is not None:
-        first, total, positives, shared, positive_ids, shared_ids = _gather.candidates(
-            group, queries, positives, shared, private, positive_ids, shared_ids
-        )
     if not isinstance(temperature, Tensor):
         dtype = _checks.accumulation_dtype(queries.dtype)
         temperature = torch.full((), temperature, dtype=dtype, device=queries.device)
-    features = (queries, positives, shared, private, temperature)
-    with_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in features)
-    ids = (query_ids, positive_ids, shared_ids, private_ids)
-    loss, losses = _InfoNCELoss.apply(*features, *ids, rising, weights, first, total, with_gradients, chosen)
-    if group is not None:
-        loss, losses = _gather.summed(loss, group), _gather.summed(losses, group)
+    features, ids = (queries, positives, shared, private, temperature), (positive_ids, shared_ids, private_ids)
+    loss, losses = _loss(features, ids, rising, weights, group, chosen)
     scores = None
     if negatives is not None:
-        scores = IMPLEMENTATIONS[chosen].negative_scores(queries.detach(), negatives.detach())
+        scores = torch.ops.conan_fast.info_nce_negative_scores(queries.detach(), negatives.detach(), chosen)
     return InfoNCE(loss, torch.stack([losses[place] for place in places]), scores)
 
 
-def _no_kernels(_: str) -> Exception:
-    return RuntimeError("info_nce has no CUDA kernels yet")
+def _loss(
+    features: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor],
+    ids: tuple[Tensor | None, Tensor | None, Tensor | None],
+    dims: list[int],
+    weights: list[float],
+    group: Any,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(loss, losses [dims]) of the whole batch; ids of positives, shared and private negatives."""
+    (queries, positives, shared, private, temperature), (positive_ids, shared_ids, private_ids) = features, ids
+    with_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in features)
+    query_ids, first, total = positive_ids, 0, queries.shape[0]
+    if group is not None:
+        layout = _gather.layout(group, queries, shared, private, positive_ids, shared_ids, with_gradients)
+        if _ring.needed(layout, queries):
+            implementation = IMPLEMENTATIONS[backend]
+            loss, losses = _ring.RingLoss.apply(*features, *ids, dims, weights, layout, group, implementation)
+            return _gather.summed(loss, group), _gather.summed(losses, group)
+        first, total = layout.first, layout.total
+        positives, shared, positive_ids, shared_ids = _gather.candidates(
+            group, layout, positives, shared, positive_ids, shared_ids
+        )
+    features, all_ids = (queries, positives, shared, private, temperature), (query_ids, positive_ids, shared_ids)
+    loss, losses = _InfoNCELoss.apply(
+        *features, *all_ids, private_ids, dims, weights, first, total, with_gradients, backend
+    )
+    if group is not None:
+        loss, losses = _gather.summed(loss, group), _gather.summed(losses, group)
+    return loss, losses
 
 
 def _check(

@@ -24,21 +24,32 @@ import emulation
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
-KERNELS = ROOT / "csrc" / "attention"
 STATEMENT = re.compile(
-    r"(?<![\w.])(__syncthreads|__syncwarp|cp_async_wait<\d+>|cp_async_commit|__threadfence(?:_block)?|fence_\w+)"
+    r"(?<![\w.])(__syncthreads|__syncwarp|cp_async_wait<[^>]*>|cp_async_commit|__threadfence(?:_block)?|fence_\w+)"
     r"\([^;]*\);"
 )
 SECONDS = 300  # of tests, after which a mutation counts as noticed: it hangs
 
+ORDER = "test_the_result_does_not_depend_on_the_order_in_which_warps_run"
+CONTRASTIVE_TESTS = [
+    f"tests/test_info_nce_kernels.py::{ORDER}[emulated-dtype0-whole]",
+    f"tests/test_info_nce_kernels.py::{ORDER}[emulated-dtype1-tiles]",
+    "tests/test_info_nce_kernels.py::test_against_float64[emulated]",
+]
 # Fast ones first; all take head_dim 64.
-TESTS = [
-    "tests/test_attention_kernels.py::test_the_result_does_not_depend_on_the_order_in_which_warps_run[emulated-64-Hopper]",
-    "tests/test_attention_kernels.py::test_the_result_does_not_depend_on_the_order_in_which_warps_run[emulated-64-8.6]",
+ATTENTION_TESTS = [
+    f"tests/test_attention_kernels.py::{ORDER}[emulated-64-Hopper]",
+    f"tests/test_attention_kernels.py::{ORDER}[emulated-64-8.6]",
     "tests/test_attention_kernels.py::test_many_sequences[emulated]",
     "tests/test_attention_kernels.py::test_packed_against_float64[emulated-64]",
     "tests/test_attention_kernels.py::test_padded_against_float64[emulated-64]",
 ]
+# Which files are mutated, and the tests of each.
+KERNELS = {
+    "csrc/attention/*.cuh": ATTENTION_TESTS,
+    "csrc/contrastive/*.cuh": CONTRASTIVE_TESTS,
+    "csrc/device/sm80_tile.cuh": ATTENTION_TESTS + CONTRASTIVE_TESTS,
+}
 
 
 class Mutation(NamedTuple):
@@ -47,18 +58,20 @@ class Mutation(NamedTuple):
     start: int  # of the statement in the file's text
     stop: int
     statement: str
+    tests: list[str]
 
 
 def mutations(only: str = "") -> Iterator[Mutation]:
-    for path in sorted(KERNELS.glob("*.cuh")):
-        if only not in path.name:
-            continue
-        text = path.read_text()
-        for match in STATEMENT.finditer(text):
-            line = text.count("\n", 0, match.start()) + 1
-            if "//" in text.splitlines()[line - 1][: match.start() - text.rfind("\n", 0, match.start()) - 1]:
-                continue  # in a comment
-            yield Mutation(str(path.relative_to(ROOT)), line, *match.span(), match[0])
+    for pattern, tests in KERNELS.items():
+        for path in sorted(ROOT.glob(pattern)):
+            if only not in path.name:
+                continue
+            text = path.read_text()
+            for match in STATEMENT.finditer(text):
+                line = text.count("\n", 0, match.start()) + 1
+                if "//" in text.splitlines()[line - 1][: match.start() - text.rfind("\n", 0, match.start()) - 1]:
+                    continue  # in a comment
+                yield Mutation(str(path.relative_to(ROOT)), line, *match.span(), match[0], tests)
 
 
 def run(mutation: Mutation | None, slot: int) -> str | None:
@@ -85,7 +98,7 @@ def run(mutation: Mutation | None, slot: int) -> str | None:
     environment = os.environ | {"CONAN_FAST_EMULATED": str(module), "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
     try:
         result = subprocess.run(
-            [*command, "--hypothesis-seed=0", *TESTS],
+            [*command, "--hypothesis-seed=0", *(mutation.tests if mutation else ATTENTION_TESTS + CONTRASTIVE_TESTS)],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             timeout=SECONDS, check=False,
         )  # fmt: skip

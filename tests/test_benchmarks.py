@@ -17,11 +17,10 @@ from benchmarks.attention_cases import (
     OURS,
     Case,
     Implementation,
-    NotRun,
     Shape,
-    WrongResult,
     float64_attention,
 )
+from benchmarks.runner import NotRun, WrongResult
 from conan_fast import reference, soft_mask_attention
 
 ROOT = Path(__file__).parent.parent

@@ -176,6 +176,18 @@ def test_no_gradient_asked_for_gives_the_same_loss():
     assert not quiet.loss.requires_grad
 
 
+def test_backward_twice_gives_the_same_gradient_twice():
+    """The kept gradients are overwritten only where the graph is freed; a factor reaches them either way."""
+    features = random_features(6, 2, 8)
+    loss = info_nce(*features, dims=[4, 8]).loss
+    (loss * 3.0).backward(retain_graph=True)
+    first = [x.grad.clone() for x in features]
+    (loss * 3.0).backward(retain_graph=True)
+    assert_same([x.grad for x in features], [2 * x for x in first], tolerance=1e-14)
+    (loss * -6.0).backward()
+    assert_same([x.grad for x in features], [0 * x for x in first], tolerance=1e-14)
+
+
 def test_strided_inputs():
     features = random_features(9, 2, 8)
     wide = [torch.stack([x, -x], -1).flatten(-2)[..., ::2] for x in features]

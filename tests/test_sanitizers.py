@@ -9,6 +9,8 @@ import pytest
 
 FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 TESTS = [
+    "tests/test_info_nce_kernels.py",
+    "tests/test_info_nce_kernels_in_torch.py",
     "tests/test_attention_kernels.py::test_the_result_does_not_depend_on_the_order_in_which_warps_run",
     "tests/test_attention_kernels.py::test_packed_against_float64",
     "tests/test_attention_kernels.py::test_padded_against_float64",
@@ -37,7 +39,7 @@ def test_sanitizers_have_nothing_to_report(size):
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     # By their ids: the kernels of one head_dim, and with 64 the tests that take no other.
-    chosen = f"emulated-{size}" + (" or many_sequences or nan_and_inf or bindings" if size == 64 else "")
+    chosen = f"emulated-{size}" + (" or many_sequences or nan_and_inf or bindings or info_nce" if size == 64 else "")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "-k", chosen]
     result = subprocess.run([*command, *TESTS], env=environment, capture_output=True, text=True, check=False)
     report = result.stdout + result.stderr

@@ -96,7 +96,7 @@ def run_stage(stage: Stage[Any], model: LlamaForCausalLM, folder: Path, *, resum
             save_checkpoint(checkpoints, Checkpoint(step, state, stage.tensors()), model, optimizer)
 
         for step in range(done, recipe.steps):
-            values, tokens = _step(stage, model, optimizer, step)
+            values, tokens = train_step(stage, model, optimizer, step)
             metrics.add(step + 1, values, tokens=tokens)
             if stop.requested:
                 save(step + 1)
@@ -105,9 +105,10 @@ def run_stage(stage: Stage[Any], model: LlamaForCausalLM, folder: Path, *, resum
                 save(step + 1)
 
 
-def _step(
+def train_step(
     stage: Stage[Any], model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int
 ) -> tuple[Values, int]:
+    """One optimiser step; what to report, and the number of tokens."""
     rate = learning_rate(stage.recipe, step)
     for group in optimizer.param_groups:
         group["lr"] = rate
