@@ -239,8 +239,8 @@ def scaled(features: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     for start in range(0, len(features), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         part = features[rows, :columns].float()
-        exponent = torch.frexp(part.square().sum(1).sqrt()).exponent
-        scale[rows] = torch.ldexp(torch.ones_like(scale[rows]), -exponent)
+        exponent = torch.frexp(part.square().sum(1).sqrt()).exponent.clamp(-100, 100)  # NaN and inf have any
+        scale[rows] = ((127 - exponent) << 23).view(torch.float32)  # 2^-exponent, from its bits
         torch.mul(part, scale[rows, None], out=part)
         out[rows] = part
     return out, scale

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _info_nce_plan, _info_nce_torch, _native
+from ._info_nce_batch import Batch
 from ._info_nce_kernels import LN2, Kernels, aligned_negatives
 from ._info_nce_work import Work
 
@@ -41,85 +42,29 @@ class NativeInfoNCE:
         reason = _native.gpu_refusal(queries.device.index) if device == "cuda" else None
         return RuntimeError(reason) if reason else None
 
-    def sweep(
-        self,
-        queries: Tensor,
-        positives: Tensor,
-        shared: Tensor | None,
-        private: Tensor | None,
-        temperature: Tensor,
-        query_ids: Tensor | None,
-        positive_ids: Tensor | None,
-        shared_ids: Tensor | None,
-        private_ids: Tensor | None,
-        dims: Sequence[int],
-        weights: Sequence[float],
-        first_positive: int,
-        total: int,
-        with_gradients: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(loss per dim, gradients of queries, positives, shared, private and temperature); see the torch backend."""
-        work = Work(
-            self._backend, queries, positives, shared, private, temperature, query_ids, positive_ids, shared_ids,
-            private_ids, dims, first_positive,
-        )  # fmt: skip
+    def sweep(self, batch: Batch, with_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(loss per dim, gradients of queries, positives, shared, private and temperature); see Batch."""
+        work, kept = Work(self._backend, batch), _checks.kept_gradient_dtype(batch.queries.dtype)
         if not with_gradients:
             logsumexp, own = work.statistics()
-            grads = [work.kernels.empty(0, dtype=_checks.kept_gradient_dtype(queries.dtype)) for _ in range(4)]
-            grads.append(torch.zeros_like(temperature))
+            grads = [work.kernels.empty(0, dtype=kept) for _ in range(4)]
+            grads.append(torch.zeros_like(batch.temperature))
         elif rows := _info_nce_plan.whole_rows(work.problem):
-            logsumexp, own, grads = work.whole_rows(rows, weights, total)
+            logsumexp, own, grads = work.whole_rows(rows)
         else:
             logsumexp, own = work.statistics()
-            grads = work.blocks(logsumexp, weights, total, _checks.kept_gradient_dtype(queries.dtype))
-        losses = (logsumexp - own).sum(1) * (LN2 / total)
+            grads = work.blocks(logsumexp, kept)
+        losses = (logsumexp - own).sum(1) * (LN2 / batch.total)
         return losses, grads[0], grads[1], grads[2], grads[3], grads[4]
 
-    def statistics(
-        self,
-        queries: Tensor,
-        positives: Tensor,
-        shared: Tensor | None,
-        private: Tensor | None,
-        temperature: Tensor,
-        query_ids: Tensor | None,
-        positive_ids: Tensor | None,
-        shared_ids: Tensor | None,
-        private_ids: Tensor | None,
-        dims: Sequence[int],
-        first_positive: int | None,
-    ) -> tuple[Tensor, Tensor]:
-        """(logsumexp over these candidates, own positives' scores), [dims, N] in natural units."""
-        work = Work(
-            self._backend, queries, positives, shared, private, temperature, query_ids, positive_ids, shared_ids,
-            private_ids, dims, first_positive,
-        )  # fmt: skip
-        logsumexp, own = work.statistics()
+    def statistics(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(logsumexp over these candidates, own positives' scores), [dims, N] in natural units; see Batch."""
+        logsumexp, own = Work(self._backend, batch).statistics()
         return logsumexp * LN2, own * LN2
 
-    def gradients(
-        self,
-        queries: Tensor,
-        positives: Tensor,
-        shared: Tensor | None,
-        private: Tensor | None,
-        temperature: Tensor,
-        query_ids: Tensor | None,
-        positive_ids: Tensor | None,
-        shared_ids: Tensor | None,
-        private_ids: Tensor | None,
-        dims: Sequence[int],
-        weights: Sequence[float],
-        first_positive: int | None,
-        total: int,
-        logsumexp: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def gradients(self, batch: Batch, logsumexp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """These candidates' part of the gradients, float32, where logsumexp [dims, N] is that over all candidates."""
-        work = Work(
-            self._backend, queries, positives, shared, private, temperature, query_ids, positive_ids, shared_ids,
-            private_ids, dims, first_positive,
-        )  # fmt: skip
-        grads = work.blocks(logsumexp / LN2, weights, total, torch.float32)
+        grads = Work(self._backend, batch).blocks(logsumexp / LN2, torch.float32)
         return grads[0], grads[1], grads[2], grads[3], grads[4]
 
     def negative_scores(self, queries: Tensor, negatives: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ WORKSPACE_BYTES = 256 << 20
 MIN_WHOLE_ROWS = 1024
 # float32 statistics pass their products through the workspace; more rows would leave too few columns.
 MAX_PRODUCT_ROWS = 4096
+MAX_COLUMNS = 1 << 20  # of a launch: tiles of columns are counted by a grid's second dimension, up to 65,535
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def whole_rows(problem: Problem) -> int | None:
 
 def blocks(problem: Problem) -> tuple[int, int]:
     """(rows, columns), about as many of each: each block reads and writes the sums of its rows and its columns."""
-    rows, columns = padded(max(1, problem.rows), problem.tile), padded(max(1, *problem.columns), problem.tile)
+    rows = padded(max(1, problem.rows), problem.tile)
+    columns = min(padded(max(1, *problem.columns), problem.tile), MAX_COLUMNS)
     while (rows, columns) != (problem.tile, problem.tile):
         size = rows * (problem.weight_bytes(columns) + problem.private_bytes) + 4 * problem.width * columns
         if size <= WORKSPACE_BYTES:
@@ -67,7 +69,7 @@ def statistics(problem: Problem) -> tuple[int, int]:
     row = sum(12 * problem.dims * padded(columns, problem.tile) // problem.segment for columns in problem.columns)
     row += problem.private_bytes
     if problem.element < 4:
-        return _fit(WORKSPACE_BYTES // max(1, row), problem.tile), max(1, *problem.columns)
+        return _fit(WORKSPACE_BYTES // max(1, row), problem.tile), min(max(1, *problem.columns), MAX_COLUMNS)
     rows = min(_fit(WORKSPACE_BYTES // max(1, 4 * row), problem.tile), MAX_PRODUCT_ROWS)
     columns = WORKSPACE_BYTES * 3 // 4 // (4 * problem.dims * max(1, min(rows, problem.rows)))
     return rows, max(problem.tile, _fit(columns, problem.tile))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._info_nce_batch import Batch
 from ._info_nce_chunk import Block, Candidates, Chunk, Problem, collect, differentiate, own_diagonal, score
 from ._norms import inverse, prefix_inverse_norms, subtract_norm_part
 
@@ -23,67 +24,34 @@ BLOCK_COLUMNS = 2048
 MAX_CHUNK_ROWS = 1024
 
 
-def sweep(
-    queries: Tensor,
-    positives: Tensor,
-    shared: Tensor | None,
-    private: Tensor | None,
-    temperature: Tensor,
-    query_ids: Tensor | None,
-    positive_ids: Tensor | None,
-    shared_ids: Tensor | None,
-    private_ids: Tensor | None,
-    dims: Sequence[int],
-    weights: Sequence[float],
-    first_positive: int,
-    total: int,
-    with_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss per dim, gradients of queries, positives, shared, private and temperature; empty where not asked for).
-
-    queries [N, D]; positives [P, D], query i's own at row first_positive + i; shared [S, D] candidates of all queries;
-    private [N, K, D]; ids int64 [N], [P], [S], [N, K]; dims rising; losses are sums over the rows here / total.
-    """
-    features, ids = (queries, positives, shared, private), (query_ids, positive_ids, shared_ids, private_ids)
-    problem = _problem(features, ids, temperature, dims, weights, first_positive, total, with_gradients)
-    losses = problem.temperature.new_zeros(len(dims))
-    grads = _Gradients(problem, _checks.kept_gradient_dtype(queries.dtype))
+def sweep(batch: Batch, with_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss per dim, gradients of queries, positives, shared, private and temperature; empty where not asked for)."""
+    problem = _problem(batch, with_gradients)
+    losses = problem.temperature.new_zeros(len(batch.dims))
+    grads = _Gradients(problem, _checks.kept_gradient_dtype(batch.queries.dtype))
     columns = sum(len(source.features) for source in problem.sources)
     workspace, step = _workspace(problem, columns if with_gradients else 0)
     for chunk in _chunks(problem, step):
         for block in _blocks(problem, chunk, workspace, whole_rows=True):
             collect(chunk, problem, block)
-        losses += (chunk.logsumexp - chunk.own).sum(1) / total
+        losses += (chunk.logsumexp - chunk.own).sum(1) / batch.total
         if with_gradients:
             for block in _blocks(problem, chunk, workspace, whole_rows=True):
                 differentiate(chunk, problem, block)
             grads.take(chunk)
     queries_grad, positives_grad, shared_grad, private_grad, temperature_grad = grads.finished()
-    temperature_grad = temperature_grad.to(temperature.device, temperature.dtype)
+    temperature_grad = temperature_grad.to(batch.temperature.device, batch.temperature.dtype)
     return losses, queries_grad, positives_grad, shared_grad, private_grad, temperature_grad
 
 
-def statistics(
-    queries: Tensor,
-    positives: Tensor,
-    shared: Tensor | None,
-    private: Tensor | None,
-    temperature: Tensor,
-    query_ids: Tensor | None,
-    positive_ids: Tensor | None,
-    shared_ids: Tensor | None,
-    private_ids: Tensor | None,
-    dims: Sequence[int],
-    first_positive: int | None,
-) -> tuple[Tensor, Tensor]:
+def statistics(batch: Batch) -> tuple[Tensor, Tensor]:
     """(logsumexp of the scores over these candidates alone, own positive's score): [dims, N], accumulation dtype.
 
-    A score is cosine / temperature, the logarithm the natural one; -inf without candidates. Arguments as for `sweep`,
-    but first_positive is None where the queries' own positives are not among these: their scores are 0 then.
+    A score is cosine / temperature, the logarithm the natural one; -inf without candidates. The own positive's score is
+    0 where it is not among these.
     """
-    features, ids = (queries, positives, shared, private), (query_ids, positive_ids, shared_ids, private_ids)
-    problem = _problem(features, ids, temperature, dims, [0.0] * len(dims), first_positive, 1, False)
-    logsumexp, own = (problem.temperature.new_empty(len(dims), len(queries)) for _ in range(2))
+    problem = _problem(batch, False)
+    logsumexp, own = (problem.temperature.new_empty(len(batch.dims), len(batch.queries)) for _ in range(2))
     workspace, step = _workspace(problem, 0)
     for chunk in _chunks(problem, step):
         for block in _blocks(problem, chunk, workspace):
@@ -92,30 +60,14 @@ def statistics(
     return logsumexp, own
 
 
-def gradients(
-    queries: Tensor,
-    positives: Tensor,
-    shared: Tensor | None,
-    private: Tensor | None,
-    temperature: Tensor,
-    query_ids: Tensor | None,
-    positive_ids: Tensor | None,
-    shared_ids: Tensor | None,
-    private_ids: Tensor | None,
-    dims: Sequence[int],
-    weights: Sequence[float],
-    first_positive: int | None,
-    total: int,
-    logsumexp: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def gradients(batch: Batch, logsumexp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What these candidates add to the gradients of (queries, positives, shared, private, temperature).
 
     logsumexp [dims, N]: of all candidates, these and others. Over disjoint sets of candidates, the own positive in one
     of them, the results sum up to the gradients of `sweep`. All in the accumulation dtype and on the queries' device,
-    empty for shared or private None. Arguments as for `statistics`.
+    empty for shared or private None.
     """
-    features, ids = (queries, positives, shared, private), (query_ids, positive_ids, shared_ids, private_ids)
-    problem = _problem(features, ids, temperature, dims, weights, first_positive, total, True)
+    problem = _problem(batch, True)
     grads = _Gradients(problem, problem.temperature.dtype)
     widest = max((len(source.features) for source in problem.sources), default=0)
     workspace, step = _workspace(problem, min(BLOCK_COLUMNS, widest))
@@ -171,28 +123,24 @@ class _Gradients:
         return self.queries, of_sources[0], shared, self.private, -self.weighted / problem.temperature
 
 
-def _problem(
-    features: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    ids: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    temperature: Tensor,
-    dims: Sequence[int],
-    weights: Sequence[float],
-    first_positive: int | None,
-    total: int,
-    with_gradients: bool,
-) -> Problem:
-    (queries, positives, shared, private), (query_ids, positive_ids, shared_ids, private_ids) = features, ids
-    dtype = _checks.accumulation_dtype(queries.dtype)
+def _problem(batch: Batch, with_gradients: bool) -> Problem:
+    dtype, temperature, dims = _checks.accumulation_dtype(batch.queries.dtype), batch.temperature, batch.dims
     if temperature.device.type == "cpu":  # by value to the device: copying it there would wait
         _checks.temperature_value(temperature.item())
-        temperature = torch.full((), temperature.item(), dtype=dtype, device=queries.device)
-    segments = list(zip([0, *dims[:-1]], dims, strict=True))
-    sources = [_candidates(positives, positive_ids, first_positive, dims, with_gradients)]
-    if shared is not None:
-        sources.append(_candidates(shared, shared_ids, None, dims, with_gradients))
-    factors = [weight / total for weight in weights]
+        temperature = torch.full((), temperature.item(), dtype=dtype, device=batch.queries.device)
+    sources = [_candidates(batch.positives, batch.positive_ids, batch.first_positive, dims, with_gradients)]
+    if batch.shared is not None:
+        sources.append(_candidates(batch.shared, batch.shared_ids, None, dims, with_gradients))
     return Problem(
-        queries, query_ids, private, private_ids, sources, segments, temperature.to(dtype), factors, with_gradients
+        batch.queries,
+        batch.query_ids,
+        batch.private,
+        batch.private_ids,
+        sources,
+        list(zip([0, *dims[:-1]], dims, strict=True)),
+        temperature.to(dtype),
+        [weight / batch.total for weight in batch.weights],
+        with_gradients,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _info_nce_plan
+from ._info_nce_batch import Batch
 from ._info_nce_kernels import LN2, Kernels, Vectors, padded, suffix_sums
 from ._info_nce_private import PrivateNegatives, ScoredNegatives
 from ._products import multiply
@@ -66,43 +67,29 @@ class Scales:
 
 
 class Work:
-    """One call; the arguments are those of `_info_nce_torch.sweep`, first_positive None: own positives are not here."""
+    """One call."""
 
-    def __init__(
-        self,
-        backend: str,
-        queries: Tensor,
-        positives: Tensor,
-        shared: Tensor | None,
-        private: Tensor | None,
-        temperature: Tensor,
-        query_ids: Tensor | None,
-        positive_ids: Tensor | None,
-        shared_ids: Tensor | None,
-        private_ids: Tensor | None,
-        dims: Sequence[int],
-        first_positive: int | None,
-    ) -> None:
-        self.kernels = kernels = Kernels(backend, dims, queries.device, _on_device(temperature, queries.device))
-        self.caller_temperature = temperature
+    def __init__(self, backend: str, batch: Batch) -> None:
+        self.batch, queries, dims = batch, batch.queries, batch.dims
+        self.kernels = kernels = Kernels(backend, dims, queries.device, _on_device(batch.temperature, queries.device))
         self.dtype = queries.dtype
         self.segments = list(zip([0, *dims[:-1]], dims, strict=True))
         self.width = padded(queries.shape[1], 8)
-        self.queries = kernels.vectors(queries, query_ids)
-        self.sources = [Source(kernels.vectors(positives, positive_ids), first_positive, 0)]
-        if shared is not None:
-            self.sources.append(Source(kernels.vectors(shared, shared_ids), None, kernels.segments(len(positives))))
-        self.private_shape = None if private is None else private.shape
+        self.queries = kernels.vectors(queries, batch.query_ids)
+        self.sources = [Source(kernels.vectors(batch.positives, batch.positive_ids), batch.first_positive, 0)]
+        if batch.shared is not None:
+            first = kernels.segments(len(batch.positives))
+            self.sources.append(Source(kernels.vectors(batch.shared, batch.shared_ids), None, first))
         self.private = None
-        if private is not None and private.numel():
-            self.private = PrivateNegatives(kernels, private, private_ids)
+        if batch.private is not None and batch.private.numel():
+            self.private = PrivateNegatives(kernels, batch.private, batch.private_ids)
         self.problem = _info_nce_plan.Problem(
             rows=len(queries),
             columns=[len(source.vectors) for source in self.sources],
             dims=len(dims),
             element=queries.element_size(),
             width=self.width,
-            private=0 if private is None else private.shape[1],
+            private=0 if batch.private is None else batch.private.shape[1],
             tile=kernels.tile,
             segment=kernels.segment,
         )
@@ -123,10 +110,10 @@ class Work:
             own[:, chunk.rows] = chunk.own
         return logsumexp, own
 
-    def whole_rows(self, rows: int, factors: Sequence[float], total: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def whole_rows(self, rows: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         """(logsumexp, own positives' scores, gradients) in one sweep, `rows` at a time; 3 products."""
         kernels, kept = self.kernels, _checks.kept_gradient_dtype(self.dtype)
-        scales = self._scales(factors, total)
+        scales = self._scales()
         logsumexp, own = (kernels.empty(len(self.segments), len(self.queries)) for _ in range(2))
         grad_queries = kernels.empty(len(self.queries), self.width, dtype=kept)
         grad_private = self._private_gradient(kept)
@@ -158,15 +145,15 @@ class Work:
         for source, product, weighted in zip(self.sources, products, sums, strict=True):
             if not len(self.queries):
                 product.zero_()
-            grads.append(self._finish_in_place(source.vectors, product, weighted / total, scales, kept))
+            grads.append(self._finish_in_place(source.vectors, product, weighted / self.batch.total, scales, kept))
         return logsumexp, own, self._gradients(grads, grad_private, sum_weighted)
 
-    def blocks(self, logsumexp: Tensor, factors: Sequence[float], total: int, kept: torch.dtype) -> list[Tensor]:
+    def blocks(self, logsumexp: Tensor, kept: torch.dtype) -> list[Tensor]:
         """Gradients in dtype `kept` where logsumexp [dims, N] is given; 3 products.
 
         Candidates are finished block by block; the sums of all blocks are kept for the queries, which are fewer.
         """
-        kernels, scales = self.kernels, self._scales(factors, total)
+        kernels, scales = self.kernels, self._scales()
         rows, columns = _info_nce_plan.blocks(self.problem)
         buffer = self._buffer(rows, [columns])
         chunks = list(self._chunks(rows))
@@ -191,7 +178,9 @@ class Work:
                 begun = True
                 if not chunks:
                     block_product.zero_()
-                self._finish(block, block_product, weighted / total, scales, grads[-1][start : start + columns])
+                self._finish(
+                    block, block_product, weighted / self.batch.total, scales, grads[-1][start : start + columns]
+                )
         if not begun:
             product.zero_()
         weighted = kernels.zeros(len(self.segments), len(self.queries))
@@ -205,7 +194,8 @@ class Work:
         grads.insert(0, self._finish_in_place(self.queries, product, weighted, scales, kept))
         return self._gradients(grads, grad_private, sum_weighted)
 
-    def _scales(self, factors: Sequence[float], total: int) -> Scales:
+    def _scales(self) -> Scales:
+        factors, total = self.batch.weights, self.batch.total
         tau, weights = self.kernels.temperature, None
         assert tau is not None
         if self.dtype == torch.float16:
@@ -226,9 +216,9 @@ class Work:
         return sum(self.kernels.segments(count) for count in self.problem.columns)
 
     def _private_gradient(self, kept: torch.dtype) -> Tensor | None:
-        if self.private_shape is None:
+        if self.batch.private is None:
             return None
-        return self.kernels.empty(*self.private_shape[:2], self.width, dtype=kept)
+        return self.kernels.empty(*self.batch.private.shape[:2], self.width, dtype=kept)
 
     def _chunks(self, size: int) -> Iterator[Chunk]:
         for start in range(0, len(self.queries), size):
@@ -315,22 +305,22 @@ class Work:
 
     def _finish(self, vectors: Vectors, product: Tensor, weighted: Tensor, scales: Scales, out: Tensor) -> None:
         """Takes the norms' part off; weighted [dims, n] is sum G s of each vector. out may be product."""
-        norm_part = suffix_sums(weighted * vectors.inverse_norms[:, : len(vectors)].square())
-        self.kernels.finish(product, vectors, norm_part, scales.products, out)
+        self.kernels.finish(product, vectors, norm_part(vectors, weighted), scales.products, out)
 
     def _finish_in_place(
         self, vectors: Vectors, product: Tensor, weighted: Tensor, scales: Scales, kept: torch.dtype
     ) -> Tensor:
         """The same in the product's own memory: sums of a large batch's gradients are the largest tensors there are."""
+        part_of_norms = norm_part(vectors, weighted)
         if kept == torch.float32:
-            self._finish(vectors, product, weighted, scales, product)
+            self.kernels.finish(product, vectors, part_of_norms, scales.products, product)
             return product
         # Row r in 16 bits lies where row r / 2 was in 32. Twice as many rows each time, so that it has been read.
         out, start, stop = product.view(-1).view(kept)[: product.numel()].view(product.shape), 0, 1
         while start < len(vectors):
             rows = slice(start, stop)
             part = vectors.part(start, stop, self.kernels.tile)
-            self._finish(part, product[rows], weighted[:, rows], scales, out[rows])
+            self.kernels.finish(product[rows], part, part_of_norms[:, rows], scales.products, out[rows])
             start, stop = stop, 2 * stop
         return out
 
@@ -341,7 +331,12 @@ class Work:
         # Columns that pad come off: a copy, but only for sizes that are no multiple of 8.
         features = [grad[..., : self.queries.size].contiguous() if grad.dim() > 1 else grad for grad in features]
         assert self.kernels.temperature is not None
-        return [*features, (-sum_weighted / self.kernels.temperature).to(self.caller_temperature)]
+        return [*features, (-sum_weighted / self.kernels.temperature).to(self.batch.temperature)]
+
+
+def norm_part(vectors: Vectors, weighted: Tensor) -> Tensor:
+    """[dims, n]: how much of a vector itself its gradient has in the columns that each prefix adds."""
+    return suffix_sums(weighted * vectors.inverse_norms[:, : len(vectors)].square())
 
 
 def _largest(inverse_norms: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _checks, _info_nce_autograd
 from ._gather import Layout
+from ._info_nce_batch import Batch
 
 # Bound on the candidates of all processes and their gradients; above it they travel.
 GATHERED_BYTES = 256 << 20
@@ -120,18 +121,19 @@ def _loss_and_gradients(
     queries, positives, shared, private, temperature = features
     candidates = _Candidates((positives, shared), (positive_ids, shared_ids), layout)
 
-    def arguments(owner: int, part: list[Tensor | None]) -> tuple[Any, ...]:
-        """A backend's arguments up to dims; private negatives count once, with the local part."""
+    def batch(owner: int, part: list[Any]) -> Batch:
+        """The local queries and a part of the candidates; private negatives count once, with the local part."""
         own = owner == layout.rank
         alone = (private, private_ids) if own else (None, None)
-        return queries, part[0], part[1], alone[0], temperature, positive_ids, part[2], part[3], alone[1], dims
+        ids = (positive_ids, part[2], part[3], alone[1])
+        first = 0 if own else None
+        return Batch(queries, part[0], part[1], alone[0], temperature, *ids, dims, weights, first, layout.total)
 
     rows = (len(dims), len(queries))
     dtype = _checks.accumulation_dtype(queries.dtype)
     logsumexp, own_scores = queries.new_full(rows, -torch.inf, dtype=dtype), queries.new_zeros(rows, dtype=dtype)
     for owner, part in candidates.tour(group):
-        first = 0 if owner == layout.rank else None
-        more, own = implementation.statistics(*arguments(owner, part), first)
+        more, own = implementation.statistics(batch(owner, part))
         logsumexp, own_scores = torch.logaddexp(logsumexp, more), own_scores + own
     losses = (logsumexp - own_scores).sum(1) / layout.total
     if not layout.with_gradients:
@@ -140,9 +142,8 @@ def _loss_and_gradients(
     sums: list[Tensor] = []  # of queries, private, temperature: they stay here
     moving: _Moving | None = None
     for owner, part in candidates.tour(group):
-        first = 0 if owner == layout.rank else None
         of_queries, of_positives, of_shared, of_private, of_temperature = implementation.gradients(
-            *arguments(owner, part), weights, first, layout.total, logsumexp
+            batch(owner, part), logsumexp
         )
         if not sums:
             sums = [of_queries, of_private, of_temperature]

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _backends, _checks, _gather, _info_nce_autograd, _info_nce_torch, _ring
+from ._info_nce_batch import Batch
 from ._info_nce_native import NativeInfoNCE
 from .cosent import cosent
 
 __all__ = ["InfoNCE", "cosent", "info_nce"]
 
-# A backend is a module with `sweep`, `statistics`, `gradients` and `negative_scores`, see _info_nce_torch.py.
+# A backend has `sweep`, `statistics` and `gradients` of a Batch, and `negative_scores`, see _info_nce_torch.py.
 NATIVE = {name: NativeInfoNCE(name) for name in ("cuda", "emulated")}
 IMPLEMENTATIONS: dict[str, Any] = {"torch": _info_nce_torch, **NATIVE}
 NEGATIVE_SCOPES = ("shared", "private")
@@ -36,7 +37,8 @@ torch.library.define(
 @torch.library.impl("conan_fast::info_nce_sweep", "CompositeExplicitAutograd")
 def _sweep(queries: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
-        out: tuple[Tensor, ...] = IMPLEMENTATIONS[arguments[-1]].sweep(queries, *arguments[:-1])
+        *batch, with_gradients, backend = arguments
+        out: tuple[Tensor, ...] = IMPLEMENTATIONS[backend].sweep(Batch(queries, *batch), with_gradients)
         return out
 
 

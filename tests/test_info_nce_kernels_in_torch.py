@@ -7,6 +7,7 @@ from torch.library import opcheck
 from torch.utils.dlpack import to_dlpack
 
 from conan_fast import _native, cosent, info_nce
+from conan_fast._info_nce_batch import Batch
 from conan_fast.contrastive import IMPLEMENTATIONS
 
 
@@ -71,14 +72,18 @@ def test_statistics_and_gradients_of_parts_of_the_candidates_add_up(kernel_backe
         (slice(90, 140), -90),
     ]  # the own positives of all in the first two
 
-    def arguments(rows):
-        return queries, positives[rows], shared[rows], None, tau, own, own[rows], others[rows], None, dims
-
-    statistics = [functions.statistics(*arguments(rows), first) for rows, first in parts]
+    batches = [
+        Batch(
+            queries, positives[rows], shared[rows], None, tau, own, own[rows], others[rows], None, dims, factors,
+            first, 140,
+        )
+        for rows, first in parts
+    ]  # fmt: skip
+    statistics = [functions.statistics(batch) for batch in batches]
     logsumexp = torch.stack([part[0] for part in statistics]).logsumexp(0)
     scores = statistics[0][1] + statistics[2][1]  # each own positive is in one of them, the other says 0
     losses = (logsumexp - scores).mean(1)
-    grads = [functions.gradients(*arguments(rows), factors, first, 140, logsumexp) for rows, first in parts]
+    grads = [functions.gradients(batch, logsumexp) for batch in batches]
     with torch.no_grad():
         queries_grad = grads[0][0] + grads[1][0] + grads[2][0]
         positives_grad = torch.cat([part[1] for part in grads])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_info_nce import assert_same, everything, problems, random_features, small_chunks
 
 from conan_fast import _info_nce_torch, reference
+from conan_fast._info_nce_batch import Batch
 
 
 def by_parts(features, temperature, owners, dims, weights, ids, scope):
@@ -23,29 +24,29 @@ def by_parts(features, temperature, owners, dims, weights, ids, scope):
     losses, grads = torch.zeros(len(dims), dtype=torch.float64), [torch.zeros_like(x) for x in features]
     grad_temperature = torch.zeros_like(temperature)
 
-    def arguments(mine, theirs):
+    def batch(mine, theirs):
         def rows(x, of):
             return None if x is None else x[of]
 
         shared = None if private or negatives is None else negatives[theirs].flatten(0, 1)
         shared_ids = None if shared is None or negative_ids is None else negative_ids[theirs].flatten()
         alone = (negatives, negative_ids) if private and mine == theirs else (None, None)
-        return (
+        return Batch(
             queries[mine], positives[theirs], shared, rows(alone[0], mine), temperature, rows(positive_ids, mine),
-            rows(positive_ids, theirs), shared_ids, rows(alone[1], mine), dims,
+            rows(positive_ids, theirs), shared_ids, rows(alone[1], mine), dims, weights,
+            0 if mine == theirs else None, len(queries),
         )  # fmt: skip
 
     for mine in owners:
         logsumexp = torch.full((len(dims), len(queries[mine])), -torch.inf, dtype=torch.float64)
         own = torch.zeros_like(logsumexp)
         for theirs in owners:
-            parts = _info_nce_torch.statistics(*arguments(mine, theirs), 0 if mine == theirs else None)
+            parts = _info_nce_torch.statistics(batch(mine, theirs))
             logsumexp, own = torch.logaddexp(logsumexp, parts[0]), own + parts[1]
         losses += (logsumexp - own).sum(1) / len(queries)
         for theirs in owners:
-            first = 0 if mine == theirs else None
             of_queries, of_positives, of_shared, of_private, of_temperature = _info_nce_torch.gradients(
-                *arguments(mine, theirs), weights, first, len(queries), logsumexp
+                batch(mine, theirs), logsumexp
             )
             grads[0][mine] += of_queries
             grads[1][theirs] += of_positives
@@ -86,26 +87,28 @@ def test_statistics_written_out():
     """Cosines [[1, 0], [0, -1]] at temperature 0.5, against both candidates, one, and none."""
     queries = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     positives = torch.tensor([[3.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
-    rest = (None, None, torch.tensor(0.5, dtype=torch.float64), None, None, None, None, [2])
-    both = _info_nce_torch.statistics(queries, positives, *rest, 0)
+    tau = torch.tensor(0.5, dtype=torch.float64)
+    batch = Batch(queries, positives, None, None, tau, None, None, None, None, [2], [1.0], 0, 2)
+    both = _info_nce_torch.statistics(batch)
     sums = torch.tensor([[math.exp(2) + 1, 1 + math.exp(-2)]], dtype=torch.float64)
     assert_same(both, [sums.log(), torch.tensor([[2.0, -2.0]], dtype=torch.float64)])
-    alone = _info_nce_torch.statistics(queries, positives[1:], *rest, None)
+    alone = _info_nce_torch.statistics(batch._replace(positives=positives[1:], first_positive=None))
     assert_same(alone, [torch.tensor([[0.0, -2.0]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)])
-    nothing = _info_nce_torch.statistics(queries, positives[:0], *rest, None)
+    nothing = _info_nce_torch.statistics(batch._replace(positives=positives[:0], first_positive=None))
     assert nothing[0].isneginf().all() and not nothing[1].any()
-    assert [list(x.shape) for x in _info_nce_torch.statistics(queries[:0], positives, *rest, None)] == [[1, 0], [1, 0]]
+    no_queries = batch._replace(queries=queries[:0], first_positive=None)
+    assert [list(x.shape) for x in _info_nce_torch.statistics(no_queries)] == [[1, 0], [1, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_statistics_and_gradients_come_in_float32(dtype):
     features = [x.detach().to(dtype) for x in random_features(5, 2, 8)]
     tau = torch.tensor(0.1)
-    arguments = (*features[:2], None, features[2], tau, None, None, None, None, [4, 8])
-    logsumexp, own = _info_nce_torch.statistics(*arguments, 0)
-    grads = _info_nce_torch.gradients(*arguments, [1.0, 1.0], 0, 5, logsumexp)
+    batch = Batch(*features[:2], None, features[2], tau, None, None, None, None, [4, 8], [1.0, 1.0], 0, 5)
+    logsumexp, own = _info_nce_torch.statistics(batch)
+    grads = _info_nce_torch.gradients(batch, logsumexp)
     assert {x.dtype for x in (logsumexp, own, *grads)} == {torch.float32}
-    whole = _info_nce_torch.sweep(*arguments, [1.0, 1.0], 0, 5, True)[1:]
+    whole = _info_nce_torch.sweep(batch, True)[1:]
     for mine, other in zip(grads, whole, strict=True):
         torch.testing.assert_close(
             mine.to(other.dtype), other, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conan_fast import _info_nce_torch, info_nce
+from conan_fast._info_nce_batch import Batch
 
 ROWS, NEGATIVES, SIZE = 24, 7, 64
 # FLOP of one product of all queries with all candidates.
@@ -22,7 +23,7 @@ def inputs():
 
 # Our operators, and what is in them: a dispatch mode does not look inside by itself.
 INSIDE = {
-    torch.ops.conan_fast.info_nce_sweep.default: _info_nce_torch.sweep,
+    torch.ops.conan_fast.info_nce_sweep.default: lambda *x: _info_nce_torch.sweep(Batch(*x[:-1]), x[-1]),
     torch.ops.conan_fast.info_nce_negative_scores.default: _info_nce_torch.negative_scores,
 }
 FIRST_FACTOR = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # its place among the arguments
@@ -81,11 +82,12 @@ def test_the_loss_alone_is_one_product(dims):
 @pytest.mark.parametrize("dims", [ONE, SEVEN])
 def test_statistics_and_gradients_are_four_products(dims):
     queries, positives, negatives = (x.detach() for x in inputs())
-    arguments = (queries, positives, negatives.flatten(0, 1), None, torch.tensor(0.1), None, None, None, None, dims)
+    features = (queries, positives, negatives.flatten(0, 1), None, torch.tensor(0.1))
+    batch = Batch(*features, None, None, None, None, dims, [1.0] * len(dims), 0, ROWS)
 
     def work():
-        logsumexp, _ = _info_nce_torch.statistics(*arguments, 0)
-        _info_nce_torch.gradients(*arguments, [1.0] * len(dims), 0, ROWS, logsumexp)
+        logsumexp, _ = _info_nce_torch.statistics(batch)
+        _info_nce_torch.gradients(batch, logsumexp)
 
     assert products(work) == pytest.approx(4)
 

@@ -151,6 +151,7 @@ void contrastive_scores(const Capsule& queries_, const Capsule& candidates_, con
   p.weights = weights_of(weights, call, queries.type(), count, rows, columns);
   p.weight_stride = int64_t{segments_of(columns)} * kSegment;
   p.partials = partials_of(partials, call, count, rows, first_segment, segments_of(columns));
+  if (columns > 65535 * kTile) throw py::value_error("candidates must be at most 8388480 in one call");
   if (p.temperature == nullptr || p.own == nullptr || own_column < kNoOwn || own_column > -kNoOwn) {
     throw py::value_error("temperature and own must be tensors, own_column within 2^30");
   }
