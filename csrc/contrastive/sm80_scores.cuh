@@ -95,10 +95,17 @@ __device__ inline void fold_scores(const ScoreParams& p, const ScoreTile& tile, 
     float scores[kColumnsOfLane], largest = kLeftOut;
 #pragma unroll
     for (int i = 0; i < kColumnsOfLane; ++i) {
-      const float score = dots[group][i / 2][2 * half + i % 2] * row_scale * column_scales[i];
-      scores[i] = tile.left_out[group] >> (half * kColumnsOfLane + i) & 1 ? kLeftOut : score;
-      largest = fmaxf(largest, scores[i]);
+      scores[i] = dots[group][i / 2][2 * half + i % 2] * row_scale * column_scales[i];
     }
+    const uint32_t left_out = tile.left_out[group] >> (half * kColumnsOfLane) & 0xffffu;
+    if (left_out != 0) {  // seldom
+#pragma unroll
+      for (int i = 0; i < kColumnsOfLane; ++i) {
+        if (left_out >> i & 1) scores[i] = kLeftOut;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kColumnsOfLane; ++i) largest = fmaxf(largest, scores[i]);
     const int64_t line = static_cast<int64_t>(m) * rows + row;
     if (near_own && exists) {
 #pragma unroll
