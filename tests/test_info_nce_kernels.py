@@ -184,6 +184,18 @@ def test_all_candidates_left_out_but_the_own_positive(kernel_backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_size(kernel_backend, dtype):
+    backend, device = kernel_backend
+    features = random_features(3, 1, 8192, dtype, device)
+    options = {"dims": [16, 4096, 8192], "negative_scope": "shared"}
+    ours = everything(info_nce, features, 0.05, backend=backend, **options)
+    doubles = [x.detach().double().requires_grad_() for x in features]
+    tolerance = {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}[dtype]
+    for name, truth in everything(reference.info_nce, doubles, 0.05, **options).items():
+        assert (ours[name] - truth).norm() <= tolerance * truth.norm(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_very_different_lengths(kernel_backend, dtype):
     """In float16 the weights of the gradient must neither overflow nor vanish."""
     backend, device = kernel_backend
