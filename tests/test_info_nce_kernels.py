@@ -184,6 +184,25 @@ def test_all_candidates_left_out_but_the_own_positive(kernel_backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("taken", ["whole", "tiles"])
+def test_where_the_own_positive_has_nearly_all_the_weight(kernel_backend, dtype, taken):
+    """Its weight less 1 is small: a rounded weight would leave nothing of it."""
+    backend, device = kernel_backend
+    queries, noise = random_features(140, None, 64, torch.float32, device)
+    positives = (queries + 0.2 * noise).detach()
+    features = [x.detach().to(dtype).requires_grad_() for x in (queries, positives)]
+    doubles = [x.detach().double().requires_grad_() for x in features]
+    with way(taken):
+        ours = everything(info_nce, features, 0.1, dims=[48, 64], backend=backend)
+    exact = everything(reference.info_nce, doubles, 0.1, dims=[48, 64])
+    assert 0.01 < exact["losses"].min() and exact["losses"].max() < 0.1
+    tolerance = {torch.bfloat16: 6e-3, torch.float16: 2e-3, torch.float32: 1e-4}[dtype]
+    for name in ("queries", "positives"):
+        error = (ours[name] - exact[name]).norm(dim=1) / exact[name].norm(dim=1)
+        assert error.median() <= tolerance, f"{name}: {error.median()}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_largest_size(kernel_backend, dtype):
     backend, device = kernel_backend
     features = random_features(3, 1, 8192, dtype, device)

@@ -64,8 +64,8 @@ __global__ void __launch_bounds__(kWeightThreads) gradient_weights(const __grid_
           // Where nothing is stored nothing counts, whatever the score was.
           float weight = stored * factor, score = stored == 0.0f ? 0.0f : fast_log2(stored / kScale) + reference;
           if (column + c == p.own_column + row) {
-            weight -= 1.0f;
             score = p.own[line];
+            weight = fast_exp2(score - p.logsumexp[line]) - 1.0f;  // from a rounded weight nothing might be left
           }
           weight *= p.factors[m];
           weighted[c] = fmaf(weight, score * kLn2, weighted[c]);
