@@ -48,7 +48,7 @@ def test_turns_stay_within_one_of_their_share(weights: list[float], steps: int) 
         turns.next()
     assert sum(turns.taken) == steps
     for taken, weight in zip(turns.taken, weights, strict=True):
-        assert abs(taken - steps * weight / sum(weights)) <= len(weights) - 1
+        assert abs(taken - steps * weight / sum(weights)) <= len(weights) - 1 + 1e-9  # shares are rounded
 
 
 def test_nothing_to_draw_is_an_error() -> None:
