@@ -58,9 +58,9 @@ def blocks(problem: Problem) -> tuple[int, int]:
         if size <= WORKSPACE_BYTES:
             break
         if rows >= columns:
-            rows = padded(rows // 2, problem.tile)
+            rows = max(problem.tile, _fit(rows * 7 // 8, problem.tile))
         else:
-            columns = padded(columns // 2, problem.tile)
+            columns = max(problem.tile, _fit(columns * 7 // 8, problem.tile))
     return rows, columns
 
 
