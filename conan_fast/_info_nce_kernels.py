@@ -118,9 +118,9 @@ class Kernels:
         )  # fmt: skip
 
     def combine(self, partials: Tensor, extra: Tensor | None, logsumexp: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(logsumexp [dims, rows], sum_j weight_j score_j / log 2 [dims, rows]) over all segments and `extra` scores.
+        """(logsumexp, sum_j weight_j score_j in natural units), [dims, rows], over all segments and `extra` scores.
 
-        With a given logsumexp the weights are relative to that one.
+        The weights are relative to the returned logsumexp, which is the given one where there is one.
         """
         known = logsumexp is not None
         mean = self.empty(*partials.shape[1:3])
