@@ -67,7 +67,7 @@ class Scales:
 
 
 class Work:
-    """One call."""
+    """One call: its vectors as the kernels take them, and the ways through."""
 
     def __init__(self, backend: str, batch: Batch) -> None:
         self.batch, queries, dims = batch, batch.queries, batch.dims

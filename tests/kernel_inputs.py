@@ -1,4 +1,4 @@
-"""What the tests of the attention kernels share: inputs, errors against float64 beside torch's own, poisoned memory."""
+"""What the tests of the kernels share: inputs of attention, errors against float64 beside torch's, poisoned memory."""
 
 from __future__ import annotations
 

@@ -66,12 +66,8 @@ def test_statistics_and_gradients_of_parts_of_the_candidates_add_up(kernel_backe
     queries, positives, negatives = (x.detach() for x in features)
     own, others, shared = ids["positive_ids"], ids["negative_ids"].flatten(), negatives.flatten(0, 1)
     tau = torch.tensor(0.05, device=device)
-    parts = [
-        (slice(0, 90), 0),
-        (slice(90, 90), None),
-        (slice(90, 140), -90),
-    ]  # the own positives of all in the first two
-
+    # (rows of the candidates, where query 0's own positive is): each query's is in the first part or in the last.
+    parts = [(slice(0, 90), 0), (slice(90, 90), None), (slice(90, 140), -90)]
     batches = [
         Batch(
             queries, positives[rows], shared[rows], None, tau, own, own[rows], others[rows], None, dims, factors,
@@ -162,6 +158,90 @@ def test_bindings_check_every_argument(emulated, changes, error, message):
 
 def test_bindings_take_what_is_right(emulated):
     emulated.contrastive_scores(**score_arguments())
+
+
+ROWS, COLUMNS, DIMS = 9, 5, [16, 32]
+FEATURES = torch.zeros(ROWS, 32, dtype=torch.bfloat16)
+PAIRS = torch.zeros(2, ROWS, 3)
+VALID = {
+    "contrastive_norms": {"vectors": FEATURES, "dims": DIMS, "out": torch.zeros(2, 128)},
+    "contrastive_combine": {
+        "partials": torch.zeros(3, 2, ROWS, 4), "extra": PAIRS, "known": False, "dims": DIMS,
+        "logsumexp": torch.zeros(2, ROWS), "mean": torch.zeros(2, ROWS),
+    },
+    "contrastive_weights": {
+        "weights": torch.zeros(2, ROWS, 128), "columns": COLUMNS, "query_norms": torch.zeros(2, ROWS),
+        "candidate_norms": torch.zeros(2, 128), "partials": torch.zeros(3, 2, ROWS, 2), "first_segment": 0,
+        "logsumexp": torch.zeros(2, ROWS), "own": torch.zeros(2, ROWS), "own_column": 0, "dims": DIMS,
+        "factors": [1.0, 1.0], "scale": None, "column_sums": torch.zeros(1, 2, 128),
+    },
+    "contrastive_finish": {
+        "product": torch.zeros(ROWS, 40), "vectors": FEATURES, "norm_part": torch.zeros(2, ROWS),
+        "scale": torch.tensor(1.0), "row_scale": None, "dims": DIMS, "out": torch.zeros(ROWS, 40),
+    },
+    "contrastive_private_scores": {
+        "queries": FEATURES, "negatives": torch.zeros(3 * ROWS, 32, dtype=torch.bfloat16), "count": 3,
+        "query_ids": None, "negative_ids": None, "query_norms": torch.zeros(2, ROWS), "temperature": None,
+        "dims": DIMS, "scores": PAIRS, "inverse_norms": PAIRS.clone(),
+    },
+    "contrastive_private_gradients": {
+        "queries": FEATURES, "negatives": torch.zeros(3 * ROWS, 32, dtype=torch.bfloat16), "count": 3,
+        "weights": PAIRS, "norm_part": PAIRS, "scale": torch.tensor(1.0), "row_scale": None, "dims": DIMS,
+        "product": torch.zeros(ROWS, 40), "out": torch.zeros(3 * ROWS, 40),
+    },
+}  # fmt: skip
+
+
+def call(emulated, name, **changes):
+    arguments = VALID[name] | changes
+    arguments = {key: to_dlpack(x) if isinstance(x, torch.Tensor) else x for key, x in arguments.items()}
+    getattr(emulated, name)(**arguments, stream=0)
+
+
+@pytest.mark.parametrize("name", list(VALID))
+def test_the_other_bindings_take_what_is_right(emulated, name):
+    call(emulated, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "message"),
+    [
+        ("norms", {"out": torch.zeros(2, ROWS)}, ValueError, r"out must have shape \[2, 128\]"),
+        ("norms", {"dims": [16, 48]}, ValueError, "a prefix is longer than the vectors"),
+        ("combine", {"partials": torch.zeros(2, 2, ROWS, 4)}, ValueError, "partials must have shape"),
+        ("combine", {"extra": PAIRS[:, :8]}, ValueError, "extra must have shape"),
+        ("combine", {"mean": None}, ValueError, "mean must be a tensor"),
+        ("combine", {"logsumexp": torch.zeros(ROWS, 2).T}, ValueError, "logsumexp must be contiguous"),
+        ("weights", {"weights": torch.zeros(2, ROWS, 256)}, ValueError, "weights must have shape"),
+        ("weights", {"columns": -1}, ValueError, "factors must be one per prefix"),
+        ("weights", {"factors": [1.0]}, ValueError, "factors must be one per prefix"),
+        ("weights", {"candidate_norms": torch.zeros(2, 5)}, ValueError, "candidate_norms must be"),
+        ("weights", {"own_column": 2**30 + 1}, ValueError, "own_column within"),
+        ("weights", {"column_sums": torch.zeros(2, 2, 128)}, ValueError, "column_sums must have shape"),
+        ("weights", {"own": None}, ValueError, "own, logsumexp and column_sums must be tensors"),
+        ("finish", {"product": torch.zeros(ROWS, 24)}, ValueError, "product must have a row for each vector"),
+        ("finish", {"product": torch.zeros(ROWS, 40).half()}, TypeError, "product must be float32"),
+        ("finish", {"norm_part": torch.zeros(2, 8)}, ValueError, "norm_part must be"),
+        ("finish", {"norm_part": torch.zeros(ROWS, 2).T}, ValueError, "norm_part must be"),
+        ("finish", {"out": torch.zeros(ROWS, 36)}, ValueError, "out must have a row for each vector"),
+        ("finish", {"out": torch.zeros(ROWS, 40).half()}, TypeError, "out must be float32"),
+        ("finish", {"row_scale": torch.zeros(8)}, ValueError, "row_scale must have shape"),
+        ("finish", {"scale": None}, ValueError, "scale must be a tensor"),
+        ("private_scores", {"count": 2}, ValueError, "negatives must be as many rows for each query"),
+        ("private_scores", {"count": 0}, ValueError, "negatives must be as many rows for each query"),
+        ("private_scores", {"query_norms": torch.zeros(2, 8)}, ValueError, "query_norms must be"),
+        ("private_scores", {"negative_ids": torch.zeros(ROWS, 2).long()}, ValueError, "negative_ids must have shape"),
+        ("private_scores", {"scores": None}, ValueError, "scores must be a tensor"),
+        ("private_gradients", {"weights": PAIRS[..., :2]}, ValueError, "weights must have shape"),
+        ("private_gradients", {"out": torch.zeros(ROWS, 40)}, ValueError, "out must have a row for each vector"),
+        ("private_gradients", {"product": torch.zeros(8, 40)}, ValueError, "product must have a row for each vector"),
+        ("private_gradients", {"row_scale": torch.zeros(ROWS)}, ValueError, "row_scale must have shape"),
+        ("private_gradients", {"norm_part": None}, ValueError, "weights, norm_part and scale must be tensors"),
+    ],
+)  # fmt: skip
+def test_the_other_bindings_check_every_argument(emulated, name, changes, error, message):
+    with pytest.raises(error, match=message):
+        call(emulated, f"contrastive_{name}", **changes)
 
 
 @pytest.mark.gpu

@@ -104,6 +104,14 @@ Partials partials_of(const Capsule& capsule, const Call& call, int prefixes, int
   return partials;
 }
 
+// Of row 0; kernels add rows to it, and compare columns with the sum.
+int check_own_column(int own_column) {
+  if (own_column < kNoOwn || own_column > -kNoOwn) {
+    throw py::value_error("own_column within 2^30 is taken, got " + std::to_string(own_column));
+  }
+  return own_column;
+}
+
 int segments_of(int columns) { return (columns + kTile - 1) / kTile * (kTile / kSegment); }
 
 // [prefixes, rows, columns padded to whole tiles], contiguous.
@@ -145,16 +153,14 @@ void contrastive_scores(const Capsule& queries_, const Capsule& candidates_, con
   p.queries.ids = call.data<int64_t>("query_ids", query_ids, {rows}, ScalarType::kInt64);
   p.candidates.ids = call.data<int64_t>("candidate_ids", candidate_ids, {columns}, ScalarType::kInt64);
   p.temperature = call.data("temperature", temperature, {});
-  p.own_column = own_column;
+  p.own_column = check_own_column(own_column);
   p.own = call.data("own", own, {count, rows});
   p.logsumexp = call.data("logsumexp", logsumexp, {count, rows});
   p.weights = weights_of(weights, call, queries.type(), count, rows, columns);
   p.weight_stride = int64_t{segments_of(columns)} * kSegment;
   p.partials = partials_of(partials, call, count, rows, first_segment, segments_of(columns));
   if (columns > 65535 * kTile) throw py::value_error("candidates must be at most 8388480 in one call");
-  if (p.temperature == nullptr || p.own == nullptr || own_column < kNoOwn || own_column > -kNoOwn) {
-    throw py::value_error("temperature and own must be tensors, own_column within 2^30");
-  }
+  if (p.temperature == nullptr || p.own == nullptr) throw py::value_error("temperature and own must be tensors");
   DeviceGuard device(call.device);
   if (element == Element::kFp32) {
     if (p.weights == nullptr) throw py::value_error("weights must hold the products of float32 features");
@@ -203,7 +209,7 @@ void contrastive_weights(const Capsule& weights_, int columns, const Capsule& qu
   set_norms(p.queries, "query_norms", query_norms, call, count, false);
   set_norms(p.candidates, "candidate_norms", candidate_norms, call, count, true);
   std::copy(factors.begin(), factors.end(), p.factors);
-  p.own_column = own_column;
+  p.own_column = check_own_column(own_column);
   p.own = call.data("own", own, {count, rows});
   p.logsumexp = call.data("logsumexp", logsumexp, {count, rows});
   p.partials = partials_of(partials, call, count, rows, first_segment, segments_of(columns));

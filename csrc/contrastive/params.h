@@ -14,7 +14,7 @@ namespace conan_fast {
 constexpr int kTile = 128;          // columns and rows of a block's tile of scores
 constexpr int kSegment = 64;        // columns that share a maximum, see Partials
 constexpr int kGroupRows = 32;      // rows that share a line of column sums, see gradient_weights
-constexpr int kMaxPrefixes = 32;    // more would not fit in the shared memory of gradient_weights
+constexpr int kMaxPrefixes = 32;    // for which gradient_weights takes 64 KB of shared memory
 constexpr int kMaxFeatures = 8192;  // numbers in a vector: what a block of finish_gradient holds in registers
 constexpr int kNoOwn = -(1 << 30);  // own_column of a block without the rows' own positives
 
