@@ -91,7 +91,9 @@ def build_kernels(plan: Plan, module: Path) -> dict[str, Any]:
     shutil.copy2(folder / MODULE, module)
     info["cuda_version"], info["architectures"] = nvcc.release, plan.architectures
     info["kernels"] = resource_report.gather(folder / "kernel_objects.txt")
-    resource_report.add_dynamic_shared_memory(info["kernels"], load(folder / MODULE).dynamic_shared_bytes)
+    compiled = load(folder / MODULE)
+    resource_report.add_dynamic_shared_memory(info["kernels"], compiled.dynamic_shared_bytes)
+    resource_report.add_threads(info["kernels"], compiled.threads_per_block)
     print(resource_report.table(info["kernels"]))
     return info
 

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from datetime import datetime, timezone
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,19 @@ import torch
 from conan_fast import build_info
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = (
+    "accelerate",
+    "cut-cross-entropy",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+    "inf-cl",
+    "liger-kernel",
+    "sentence-transformers",
+    "transformers",
+    "triton",
+    "xformers",
+)
 
 
 @cache
@@ -26,11 +40,12 @@ def facts(device: torch.device) -> dict[str, Any]:
         "gpu": gpu and gpu.name,
         "gpu_memory_bytes": gpu and gpu.total_memory,
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
-        "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "cpu": f"{_cpu_model() or platform.machine()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
+        "packages": {name: _version(name) for name in PACKAGES},
         "conan_fast": {key: value for key, value in build_info().items() if key != "kernels"},
         "git_commit": _output("git", "rev-parse", "HEAD"),
         "uncommitted_changes": _output("git", "status", "--porcelain", "--untracked-files=no"),
@@ -45,6 +60,21 @@ def csrc_sha256() -> str:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(ROOT).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _output(*command: str) -> str | None:

@@ -1,6 +1,6 @@
-"""Soft-masked attention against its peers on a GPU, and packed against padded on a CPU.
+"""Packed against padded attention on a CPU, and the most telling case of the attention suite.
 
-Run: pytest benchmarks/test_attention.py. `python -m benchmarks.attention` measures the same GPU cases as one table.
+Run: pytest benchmarks/test_attention.py. `python -m benchmarks run --suite attention` measures all cases side by side.
 Work: 4 l^2 D FLOP forward and 10 l^2 D backward a head for a sequence of length l; padding pays the longest l for all.
 """
 
@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine, timing
-from benchmarks.attention import shapes
-from benchmarks.attention_cases import FLOP, IMPLEMENTATIONS, Case, Implementation, our_backend
-from benchmarks.runner import NotRun
+from benchmarks.attention.cases import Case
+from benchmarks.attention.implementation import AttentionImplementation
+from benchmarks.attention.suite import SUITE
+from benchmarks.labels import label
+from benchmarks.peer import NotRun, leaves_out
 from conan_fast import soft_mask, soft_mask_attention_varlen
 
 HEADS, KV_HEADS, HEAD_DIM, ALPHA = 4, 2, 64, 0.3
 LENGTHS = torch.linspace(5, 128, 256).int()
 TOTAL, LONGEST = int(LENGTHS.sum()), int(LENGTHS.max())
 CU_SEQLENS = torch.nn.functional.pad(LENGTHS.cumsum(0, dtype=torch.int32), (1, 0))
-GPU = torch.device("cuda")
-GPU_CLOCK = timing.Clock(GPU)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CLOCK = timing.Clock(DEVICE)
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -62,24 +64,23 @@ def test_attention(benchmark: Callable[..., object], attention: Callable[[Tensor
     benchmark(step)
 
 
-@pytest.fixture(scope="module", params=shapes("cuda"), ids=str)
-def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param, GPU)
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return Case(SUITE.shapes(DEVICE.type)[0], DEVICE)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.benchmark(timer=GPU_CLOCK)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda implementation: implementation.name)
-@pytest.mark.parametrize("direction", FLOP)
-def test_on_gpu(benchmark: Any, case: Case, implementation: Implementation, direction: str) -> None:
+@pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.parametrize("part", SUITE.parts)
+@pytest.mark.parametrize("implementation", SUITE.implementations, ids=lambda implementation: implementation.name)
+def test_suite(benchmark: Any, case: Case, implementation: AttentionImplementation, part: str) -> None:
     try:
-        prepared = case.prepare(implementation)
+        with leaves_out(DEVICE, implementation.bytes_needed(case.shape), ours=implementation.role == "ours"):
+            prepared = case.prepare(implementation)
+            step = prepared.step(part)
+            seconds = timing.warm_up(step, CLOCK)
     except NotRun as reason:
         pytest.skip(str(reason))
-    step = prepared.step(direction)
-    benchmark.group = f"attention {direction}, {case.shape}"
-    benchmark.pedantic(step, setup=GPU_CLOCK.prepare, rounds=timing.warm_up(step, GPU_CLOCK))
+    benchmark.group = f"attention {part}, {label('attention', vars(case.shape))}"
+    benchmark.pedantic(step, setup=CLOCK.prepare, rounds=max(5, min(200, round(0.2 / seconds))))
     benchmark.extra_info |= {"relative_errors": prepared.errors, "peak_bytes": prepared.peak_bytes}
-    benchmark.extra_info |= {"machine": machine.facts(GPU), "our_backend": our_backend(GPU)}
-    if benchmark.stats:  # none under --benchmark-disable
-        benchmark.extra_info["tflop_per_s"] = case.shape.flop(direction) / benchmark.stats.stats.median / 1e12
+    benchmark.extra_info |= {"machine": machine.facts(DEVICE)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,28 +57,12 @@ class Clock:
         return self() - start
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds over `rounds` repeats: median, 10th and 90th percentile."""
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    rounds: int
-
-    @staticmethod
-    def of(seconds: Sequence[float]) -> Timing:
-        times = torch.tensor(seconds, dtype=torch.float64) * 1e3
-        low, median, high = (times.quantile(part).item() for part in (0.1, 0.5, 0.9))
-        return Timing(median, low, high, len(times))
-
-
 class Span:
     """A stretch of a longer piece of work, `with Span(device) as span: ...`; nothing waits for the GPU within it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._marks: list[torch.cuda.Event | float] = []
+        self._marks: list[Any] = []  # CUDA events, or seconds
 
     def __enter__(self) -> Span:
         self.begin()
@@ -107,34 +94,72 @@ class Span:
         return start.elapsed_time(end) / 1e3
 
 
-def warm_up(step: Step, clock: Clock) -> int:
-    """Repeats `step` until it is warm; returns how many rounds fill about half a second, 5 to 200 (CPU: a tenth)."""
-    seconds = 0.5 if clock.device.type == "cuda" else 0.05
+def rotation(input_bytes: int) -> int:
+    """How many sets of inputs take turns: three, or one that no cache holds from one call to the next."""
+    return 3 if input_bytes <= 2**26 else 1
+
+
+def warm_up(step: Step, clock: Clock) -> float:
+    """Calls `step` at least twice, and on for about 0.2 seconds; returns the seconds of the fastest call."""
     step()
-    rounds = round(min(max(seconds / clock.once(step), 5), 200))
-    for _ in range(rounds // 4):
-        step()
-    return rounds
-
-
-def measure(step: Step, clock: Clock) -> Timing:
-    return Timing.of([clock.once(step) for _ in range(warm_up(step, clock))])
+    seconds = clock.once(step)
+    for _ in range(min(10, int(0.2 / max(seconds, 1e-6)))):
+        seconds = min(seconds, clock.once(step))
+    return seconds
 
 
 def allocated_bytes(device: torch.device) -> int:
-    """What tensors take on a GPU now; 0 for a CPU."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    """What tensors take on a GPU now; on a CPU what the process has in memory; 0 where that is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    _give_back()
+    return _status("VmRSS") or 0
 
 
 def peak_bytes(step: Step, device: torch.device) -> int | None:
-    """The most that tensors take on a GPU during `step`, which is waited for; None for a CPU."""
-    if device.type != "cuda":
+    """The most that tensors take on a GPU during `step`, which is waited for.
+
+    On a CPU the most memory of the process, as Linux counts it (to about a MiB); None where it does not.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    except OSError:
         step()
         return None
-    torch.cuda.reset_peak_memory_stats(device)
     step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM")
+
+
+def peak_above(base: int, step: Step, device: torch.device) -> int | None:
+    """peak_bytes less `base`, allocated_bytes of before an implementation was made.
+
+    On a CPU less what the process has now: modules that it imported would count.
+    """
+    if device.type == "cpu":
+        base = allocated_bytes(device)
+    peak = peak_bytes(step, device)
+    return None if peak is None else max(0, peak - base)
+
+
+def _give_back() -> None:
+    """glibc keeps freed memory; with it, what comes next would seem to need none."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status(field: str) -> int | None:
+    """Bytes, by Linux."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = [line.split()[1] for line in text.splitlines() if line.startswith(f"{field}:")]
+    return int(found[0]) * 1024 if found else None
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -63,8 +63,9 @@ def build_info() -> dict[str, Any]:
 
     Keys: "version"; "compiled_architectures" (list of names such as "sm_90a"; "compute_80" is PTX for newer chips);
     "cuda_version" the kernels were compiled with (None without kernels); "available_backends"; "missing_backends"
-    (name -> reason); "kernels" (per kernel and architecture: registers, stack_bytes, spill_store_bytes,
-    spill_load_bytes, static_shared_bytes, as ptxas reported them, and dynamic_shared_bytes of a launch).
+    (name -> reason); "kernels" (per kernel and architecture: name, symbol, registers, stack_bytes, spill_store_bytes,
+    spill_load_bytes, static_shared_bytes, as ptxas reported them, and threads_per_block and dynamic_shared_bytes of a
+    launch).
     """
     reasons = {name: missing_reason(name) for name in BACKENDS if name != "auto"}
     facts = _native.build_facts()

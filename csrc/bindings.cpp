@@ -36,17 +36,21 @@ void for_head_dim(int64_t head_dim, Function&& function) {
   }
 }
 
-// By kernel, for the build's report.
+// For the build's report: threads and bytes of dynamic shared memory of a block, by kernel.
 template <size_t... kIndices>
-py::dict dynamic_shared_memory_of(std::index_sequence<kIndices...>) {
-  py::dict bytes;
-  auto add = [&](const std::vector<DynamicSharedMemory>& kernels) {
-    for (const auto& entry : kernels) bytes[py::str(entry.kernel)] = entry.bytes;
+void list_launch_shapes(py::module_& module, std::index_sequence<kIndices...>) {
+  py::dict threads, bytes;
+  auto add = [&](const std::vector<LaunchShape>& kernels) {
+    for (const auto& entry : kernels) {
+      threads[py::str(entry.kernel)] = entry.threads;
+      bytes[py::str(entry.kernel)] = entry.shared_bytes;
+    }
   };
-  add(common_shared_memory());
-  add(contrastive_shared_memory());
-  (add(attention_shared_memory<kHeadDims[kIndices]>()), ...);
-  return bytes;
+  add(common_launch_shapes());
+  add(contrastive_launch_shapes());
+  (add(attention_launch_shapes<kHeadDims[kIndices]>()), ...);
+  module.attr("threads_per_block") = threads;
+  module.attr("dynamic_shared_bytes") = bytes;
 }
 
 Rows rows_of(const Tensor& tensor) {  // [tokens, heads, head_dim] or [batch, tokens, heads, head_dim]
@@ -193,7 +197,7 @@ PYBIND11_MODULE(CONAN_FAST_MODULE, module) {
   using namespace conan_fast;
   module.doc() = "Kernels of conan_fast; tensors come as DLPack capsules, the stream as an integer.";
   module.attr("head_dims") = py::cast(std::vector<int>(kHeadDims.begin(), kHeadDims.end()));
-  module.attr("dynamic_shared_bytes") = dynamic_shared_memory_of(std::make_index_sequence<kHeadDims.size()>());
+  list_launch_shapes(module, std::make_index_sequence<kHeadDims.size()>());
   module.def("schedule_slots", &schedule_slots, py::arg("tokens"), py::arg("sequences"),
              "Rows of the int32 scratch tensor `schedule` [rows, 4] that a packed batch needs.");
   module.def("attention_forward", &attention_forward, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cu_seqlens"),

@@ -64,17 +64,29 @@ def gather(object_list: Path) -> list[dict[str, Any]]:
         if name and report.exists():
             kernels += parse(report.read_text().splitlines())
     for kernel, name in zip(kernels, demangle([kernel["name"] for kernel in kernels]), strict=True):
-        kernel["name"] = name
+        kernel["symbol"], kernel["name"] = kernel["name"], name
     return kernels
 
 
+def launched_name(name: str) -> str:
+    """As the module lists it: "sm80_forward<112>" of "void conan_fast::sm80_forward<conan_fast::Bf16, 112>(...)"."""
+    match = re.search(r"(\w+)(?:<([^>]*)>)?\(", name)
+    if match is None:
+        return ""
+    numbers = [part for part in (match[2] or "").split(", ") if part.isdigit()]
+    return f"{match[1]}<{', '.join(numbers)}>" if numbers else match[1]
+
+
 def add_dynamic_shared_memory(kernels: list[dict[str, Any]], sizes: Mapping[str, int]) -> None:
-    """`sizes`, by names such as "sm80_forward<112>", into the entries of `gather`. ptxas knows static memory only."""
+    """`sizes`, by names as the module lists them, into the entries of `gather`. ptxas knows static memory only."""
     for kernel in kernels:
-        match = re.search(r"(\w+)(?:<([^>]*)>)?\(", kernel["name"])
-        numbers = [part for part in (match[2] or "").split(", ") if part.isdigit()] if match else []
-        name = f"{match[1]}<{', '.join(numbers)}>" if match and numbers else match[1] if match else ""
-        kernel["dynamic_shared_bytes"] = sizes.get(name, 0)
+        kernel["dynamic_shared_bytes"] = sizes.get(launched_name(kernel["name"]), 0)
+
+
+def add_threads(kernels: list[dict[str, Any]], threads: Mapping[str, int]) -> None:
+    """The same for the threads of a block; None for a kernel that the module does not list."""
+    for kernel in kernels:
+        kernel["threads_per_block"] = threads.get(launched_name(kernel["name"]))
 
 
 def table(kernels: list[dict[str, Any]]) -> str:

@@ -17,7 +17,9 @@ int launch_schedule(const AttentionParams& params, int tile_rows, Stream stream)
   return slots;
 }
 
-std::vector<DynamicSharedMemory> common_shared_memory() { return {{"schedule_tiles", kScheduleSharedBytes}}; }
+std::vector<LaunchShape> common_launch_shapes() {
+  return {{"schedule_tiles", kScheduleThreads, kScheduleSharedBytes}, {"row_delta", kDeltaThreads, 0}};
+}
 
 void launch_row_delta(const AttentionParams& params, Element element, int head_dim, Stream stream) {
   constexpr int kRows = kDeltaThreads / kDeltaThreadsPerRow;

@@ -62,13 +62,15 @@ void launch_attention_backward<CONAN_FAST_HEAD_DIM>(const AttentionParams& param
 }
 
 template <>
-std::vector<DynamicSharedMemory> attention_shared_memory<CONAN_FAST_HEAD_DIM>() {
+std::vector<LaunchShape> attention_launch_shapes<CONAN_FAST_HEAD_DIM>() {
   constexpr int kHeadDim = CONAN_FAST_HEAD_DIM;
-  const std::string head_dim = std::to_string(kHeadDim);
-  return {{"sm80_forward<" + head_dim + ">", Sm80Forward<kHeadDim>::kSharedBytes},
-          {"sm80_backward<" + head_dim + ", 128, 2>", Sm80Backward<kHeadDim, 128, 2>::kSharedBytes},
-          {"sm80_backward<" + head_dim + ", 64, 1>", Sm80Backward<kHeadDim, 64, 1>::kSharedBytes},
-          {"sm80_backward_dq<" + head_dim + ">", Sm80BackwardDq<kHeadDim>::kSharedBytes}};
+  auto shape = [](const std::string& name, const std::string& more, auto plan) -> LaunchShape {
+    return {name + "<" + std::to_string(kHeadDim) + more + ">", plan.kThreads, plan.kSharedBytes};
+  };
+  return {shape("sm80_forward", "", Sm80Forward<kHeadDim>()),
+          shape("sm80_backward", ", 128, 2", Sm80Backward<kHeadDim, 128, 2>()),
+          shape("sm80_backward", ", 64, 1", Sm80Backward<kHeadDim, 64, 1>()),
+          shape("sm80_backward_dq", "", Sm80BackwardDq<kHeadDim>())};
 }
 
 }  // namespace conan_fast

@@ -18,8 +18,8 @@ template <int kHeadDim>
 void launch_attention_backward(const AttentionParams& params, Element element, int shared_memory_limit, Stream stream);
 
 template <int kHeadDim>
-std::vector<DynamicSharedMemory> attention_shared_memory();
-std::vector<DynamicSharedMemory> common_shared_memory();  // of the kernels that do not depend on the head_dim
+std::vector<LaunchShape> attention_launch_shapes();
+std::vector<LaunchShape> common_launch_shapes();  // of the kernels that do not depend on the head_dim
 
 // For packed batches, before the kernels that read the schedule; returns how many tile slots they are to be started
 // for.

@@ -100,8 +100,15 @@ void launch_private_gradients(const PrivateParams& params, Element element, Elem
   });
 }
 
-std::vector<DynamicSharedMemory> contrastive_shared_memory() {
-  return {{"sm80_scores", Sm80Scores::kSharedBytes}, {"gradient_weights", gradient_weights_bytes(kMaxPrefixes)}};
+std::vector<LaunchShape> contrastive_launch_shapes() {
+  return {{"prefix_norms", kNormThreads, 0},
+          {"sm80_scores", Sm80Scores::kThreads, Sm80Scores::kSharedBytes},
+          {"product_scores", kProductThreads, 0},
+          {"combine_partials", kCombineThreads, 0},
+          {"gradient_weights", kWeightThreads, gradient_weights_bytes(kMaxPrefixes)},
+          {"finish_gradient", kFinishThreads, 0},
+          {"private_scores", kPrivateThreads, 0},
+          {"private_gradients", kPrivateThreads, 0}};
 }
 
 }  // namespace conan_fast

@@ -21,6 +21,6 @@ void launch_finish_gradient(const FinishParams& params, Element element, Element
 void launch_private_scores(const PrivateParams& params, Element element, Stream stream);
 void launch_private_gradients(const PrivateParams& params, Element element, Element out, Stream stream);
 
-std::vector<DynamicSharedMemory> contrastive_shared_memory();
+std::vector<LaunchShape> contrastive_launch_shapes();
 
 }  // namespace conan_fast

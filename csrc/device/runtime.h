@@ -12,10 +12,11 @@ namespace conan_fast {
 
 using Stream = void*;  // a cudaStream_t
 
-// For the build's report.
-struct DynamicSharedMemory {
+// How a kernel is started, for the build's report.
+struct LaunchShape {
   std::string kernel;  // "sm80_forward<112>": name and numbers among its template arguments
-  int bytes;
+  int threads;         // of a block
+  int shared_bytes;    // dynamic shared memory of a block
 };
 
 #if defined(CONAN_FAST_EMULATED)

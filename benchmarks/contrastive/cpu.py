@@ -1,6 +1,6 @@
 """InfoNCE at seven Matryoshka dims on a CPU, time and peak memory, against the loss once per dim:
 
-    python -m benchmarks.contrastive_cpu [--pairs 8192] [--negatives 7] [--repeats 1]
+    python -m benchmarks.contrastive.cpu [--pairs 8192] [--negatives 7] [--repeats 1]
 
 float32, D = 1,024, hard negatives shared by all queries, forward and backward. Each way runs in a process of its own,
 in turn, so that nothing else is in its peak (above the inputs). The usual way goes backward after each dim, which holds
@@ -15,14 +15,14 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from benchmarks.contrastive import matryoshka
-from benchmarks.contrastive_losses import TEMPERATURE, all_candidates
+from benchmarks.contrastive.implementation import TEMPERATURE, all_candidates
+from benchmarks.contrastive.shape import matryoshka
 from conan_fast import info_nce
 
 DIM = 1024
@@ -47,7 +47,7 @@ def once_per_dim(queries: Tensor, *others: Tensor) -> float:
     return total
 
 
-WAYS = {"ours": ours, "once per dim": once_per_dim}
+WAYS: dict[str, Callable[..., float]] = {"ours": ours, "once per dim": once_per_dim}
 
 
 def run(way: str, pairs: int, negatives: int) -> dict[str, float]:
@@ -74,7 +74,7 @@ def run(way: str, pairs: int, negatives: int) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.contrastive_cpu",
+        prog="python -m benchmarks.contrastive.cpu",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for _ in range(options.repeats):
         results = {}
         for way in WAYS:
-            command = [sys.executable, "-m", "benchmarks.contrastive_cpu", "--way", way]
+            command = [sys.executable, "-m", "benchmarks.contrastive.cpu", "--way", way]
             command += ["--pairs", str(options.pairs), "--negatives", str(options.negatives)]
             results[way] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
             found = results[way]

@@ -1,0 +1,101 @@
+"""FlashAttention 2, 3 and 4 without a mask, as bounds, and 4 with the soft mask as its score_mod, as a rival.
+
+Written by the sources of flash-attn 2.8.3, of FlashAttention-3 beside them and of flash-attn-4 4.0.0b36.
+Not yet run on a GPU; version 4 was compiled for one (sm_90a).
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from benchmarks.attention.implementation import Attention, AttentionImplementation, Build
+from benchmarks.attention.peers.flex import key_bias
+from benchmarks.attention.shape import ALPHA, Shape
+
+
+def _version_2(shape: Shape, device: torch.device) -> Attention:
+    from flash_attn import flash_attn_func
+
+    return lambda q, k, v: flash_attn_func(q, k, v)
+
+
+def _version_3(shape: Shape, device: torch.device) -> Attention:
+    try:
+        from flash_attn_3.flash_attn_interface import flash_attn_func
+    except ImportError:  # before that package there was only the module
+        from flash_attn_interface import flash_attn_func
+
+    return lambda q, k, v: _output(flash_attn_func(q, k, v))
+
+
+def _version_4(soft_mask: bool) -> Build:
+    def build(shape: Shape, device: torch.device) -> Attention:
+        from flash_attn.cute import flash_attn_func
+
+        options = _score_mod(shape, device) if soft_mask else {}
+        # Its backward pass for Hopper cannot be compiled for head_dim 112: the tile of dQ would not fit the warps.
+        width = -shape.head_dim % 32
+
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if width:
+                q, k, v = (pad(x, (0, width)) for x in (q, k, v))
+            out = flash_attn_func(q, k, v, softmax_scale=shape.head_dim**-0.5, **options)
+            return _output(out)[..., : shape.head_dim]
+
+        return attention
+
+    return build
+
+
+def _score_mod(shape: Shape, device: torch.device) -> dict[str, Any]:
+    """log M from a table: computed, its logarithms would queue up with the exponentials of the softmax.
+
+    Arguments are vectors, of one score where there is a table.
+    """
+    import cutlass
+    import cutlass.cute as cute
+
+    @cute.jit
+    def soft_mask(score, batch, head, q_idx, kv_idx, seqlen_info, aux_tensors):  # type: ignore[no-untyped-def]
+        key = cute.make_rmem_tensor(1, cutlass.Int32)
+        key.store(kv_idx)
+        log_m = cute.make_rmem_tensor(1, cutlass.Float32)
+        log_m[0] = aux_tensors[0][key[0]]
+        return cute.where(operator.gt(kv_idx, q_idx), score + log_m.load(), score)
+
+    @cute.jit
+    def gradient(grad, score, batch, head, q_idx, kv_idx, seqlen_info, aux_tensors):  # type: ignore[no-untyped-def]
+        return grad
+
+    table = key_bias(shape.length, ALPHA, device)
+    return {"score_mod": soft_mask, "score_mod_bwd": gradient, "aux_tensors": [table]}
+
+
+def _output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Some versions return logsumexp too."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+IMPLEMENTATIONS = (
+    *(
+        AttentionImplementation(
+            name=f"flash_attention_{version}_unmasked",
+            role="bound",
+            about=f"FlashAttention-{version}, no mask",
+            build=build,
+            alpha=1.0,
+        )
+        for version, build in ((2, _version_2), (3, _version_3), (4, _version_4(soft_mask=False)))
+    ),
+    AttentionImplementation(
+        name="flash_attention_4",
+        role="rival",
+        about="FlashAttention-4, the soft mask as score_mod",
+        build=_version_4(soft_mask=True),
+    ),
+)

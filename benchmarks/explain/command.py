@@ -1,0 +1,173 @@
+"""Explains a compiled kernel: resources, occupancy, machine code, floor, measured time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.explain import measured, report
+from benchmarks.explain.kernels import FAMILIES
+from benchmarks.explain.resources import DTYPES, Kernel, UnknownKernel, choose, kernels_of
+from benchmarks.explain.shapes import PAPER_DIMS, AttentionShape, ContrastiveShape, Shape
+from benchmarks.floors import Ceilings
+from benchmarks.machine import csrc_sha256
+from benchmarks.result import BadResult
+from conan_fast import build_info
+
+PAPER_HEAD_DIM = 112
+# What docs/contrastive_kernels.md reckons with.
+DOCS = Ceilings("bfloat16", product_flop_per_s=770e12, copy_bytes_per_s=4.3e12, launch_s=0.0)
+DOCS_SOURCE = "docs/contrastive_kernels.md: as measured on an H200 before"
+
+EPILOG = """\
+for example, the forward kernel as Hopper runs it, then everything about the scores of a batch of 4,096 pairs:
+
+  python -m benchmarks explain sm80_forward --head-dim 112 --architecture sm_90a
+  python -m benchmarks explain sm80_scores --pairs 4096 --negatives 7
+
+How to read it: "limited by" says what keeps more warps from an SM. In a step, the share of products says how much is
+issued beside them. The floor says which ceiling binds; the measured time how far from it the whole operation is.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("kernel", nargs="?", help='a name or part of one, such as "sm80_backward<112"; none: a list')
+    parser.add_argument("--list", action="store_true", help="list the kernels")
+    choice = parser.add_argument_group("which of its instances")
+    choice.add_argument("--architecture", metavar="SM", help="such as sm_90a (default: all that are compiled)")
+    choice.add_argument("--head-dim", type=int, metavar="D", help="of attention (default: all that are compiled)")
+    choice.add_argument("--dtype", choices=list(DTYPES.values()), help="(default: bf16 where there is that)")
+    attention = parser.add_argument_group("the shape of attention")
+    for name, default, what in (
+        ("batch", 2, "sequences"),
+        ("length", 8192, "tokens of a sequence"),
+        ("heads", 32, "query heads"),
+        ("kv-heads", 8, "K/V heads"),
+    ):
+        attention.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=f"{what} ({default})")
+    contrastive = parser.add_argument_group("the shape of InfoNCE")
+    contrastive.add_argument("--pairs", type=_positive, default=16384, metavar="N", help="(16384)")
+    contrastive.add_argument("--negatives", type=_count, default=0, metavar="K", help="hard negatives of a pair (0)")
+    contrastive.add_argument("--dim", type=_positive, default=PAPER_DIMS[-1], metavar="D", help=f"({PAPER_DIMS[-1]})")
+    contrastive.add_argument(
+        "--dims", type=_dims, metavar="d,d,...", help="Matryoshka dims (default: the paper's up to D)"
+    )
+    ceilings = parser.add_argument_group("ceilings, and measured times")
+    ceilings.add_argument("--tflops", type=float, help="of a large product, in place of a result's or the docs'")
+    ceilings.add_argument("--tb-per-s", type=float, help="of a large copy, in place of a result's or the docs'")
+    ceilings.add_argument(
+        "--results", type=Path, nargs="+", metavar="FILE", help="(default: benchmarks/results/*.json)"
+    )
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    dims = tuple(map(int, text.split(",")))
+    if list(dims) != sorted(set(dims)) or dims[0] < 1:
+        raise argparse.ArgumentTypeError("must be rising numbers, such as 256,512,1024")
+    return dims
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints the explanation. 2: what was asked for does not exist."""
+    facts = build_info()
+    if not facts["kernels"]:
+        print(f"no kernels here: {facts['missing_backends'].get('cuda', 'the build lists none')}", file=sys.stderr)
+        return 2
+    kernels = kernels_of(facts["kernels"])
+    if options.list or not options.kernel:
+        print("\n".join(listing(kernels)))
+        return 0
+    try:
+        explanation = explain(kernels, options)
+    except (UnknownKernel, BadResult, argparse.ArgumentTypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(explanation))
+    return 0
+
+
+def listing(kernels: Sequence[Kernel]) -> list[str]:
+    """A line for each family."""
+    lines = [f"compiled for {', '.join(sorted({kernel.architecture for kernel in kernels}))}:"]
+    for family in [*FAMILIES, *sorted({kernel.family for kernel in kernels} - set(FAMILIES))]:
+        same = [kernel for kernel in kernels if kernel.family == family]
+        dims = sorted({kernel.head_dim for kernel in same if kernel.head_dim})
+        dtypes = sorted({kernel.dtype for kernel in same if kernel.dtype})
+        facts = "; ".join(filter(None, [f"head_dim {', '.join(map(str, dims))}" if dims else "", " ".join(dtypes)]))
+        purpose = FAMILIES[family].purpose if family in FAMILIES else "?"
+        if same:
+            lines.append(f"  {family:18} {purpose}" + (f" [{facts}]" if facts else ""))
+    return lines
+
+
+def explain(kernels: Sequence[Kernel], options: argparse.Namespace) -> list[str]:
+    """Raises UnknownKernel, BadResult, ArgumentTypeError."""
+    chosen = choose(
+        kernels,
+        options.kernel,
+        architecture=options.architecture,
+        head_dim=options.head_dim,
+        dtype=options.dtype,
+    )
+    documents = measured.load(options.results)
+    sha256 = csrc_sha256()
+    lines: list[str] = []
+    for name, instances in chosen.items():
+        kernel = instances[0]
+        lines += ["", name] if lines else [name]
+        if kernel.family not in FAMILIES:
+            lines.append("  benchmarks/explain/kernels.py does not know this kernel: no floor")
+            lines += report.instructions(instances)
+            continue
+        family = FAMILIES[kernel.family]
+        shape = shape_of(kernel, family.suite, options)
+        ceilings, source = ceilings_of(family.suite, documents, options)
+        lines.append(f"  {family.purpose}")
+        lines += ["", *report.resources(instances, family, shape)]
+        lines += ["", *report.instructions(instances)]
+        lines += ["", *report.floor(kernel, family, shape, ceilings, source)]
+        lines += report.measurement(kernel, family, shape, documents, sha256)
+    return lines
+
+
+def shape_of(kernel: Kernel, suite: str, options: argparse.Namespace) -> Shape:
+    if suite == "attention":
+        if options.heads % options.kv_heads:
+            raise argparse.ArgumentTypeError("--heads must be a multiple of --kv-heads")
+        head_dim = kernel.head_dim or options.head_dim or PAPER_HEAD_DIM
+        return AttentionShape(options.batch, options.length, options.heads, options.kv_heads, head_dim)
+    dims = options.dims or tuple(dim for dim in PAPER_DIMS if dim <= options.dim) or (options.dim,)
+    if dims[-1] > options.dim:
+        raise argparse.ArgumentTypeError(f"--dims go up to {dims[-1]}, --dim is {options.dim}")
+    return ContrastiveShape(options.pairs, options.negatives, options.dim, dims)
+
+
+def ceilings_of(
+    suite: str, documents: Sequence[measured.Document], options: argparse.Namespace
+) -> tuple[Ceilings, str]:
+    """The options' where they are given, else the newest GPU result's, else the docs', and where they are from."""
+    ceilings, source = measured.ceilings(documents, suite) or (DOCS, DOCS_SOURCE)
+    if options.tflops is not None:
+        ceilings = replace(ceilings, product_flop_per_s=options.tflops * 1e12)
+    if options.tb_per_s is not None:
+        ceilings = replace(ceilings, copy_bytes_per_s=options.tb_per_s * 1e12)
+    if options.tflops is not None and options.tb_per_s is not None:
+        return ceilings, "--tflops and --tb-per-s"
+    given = "--tflops, " if options.tflops is not None else "--tb-per-s, " if options.tb_per_s is not None else ""
+    return ceilings, f"{given}{'else ' if given else ''}{source}"

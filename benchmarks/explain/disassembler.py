@@ -1,0 +1,70 @@
+"""Finding and running NVIDIA's disassembler, cuobjdump, which in turn calls nvdisasm."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+PROGRAMS = ("cuobjdump", "nvdisasm")
+MISSING = (
+    "no disassembler here, so no instructions: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+    " (or set CUDA_HOME to a CUDA toolkit)"
+)
+TIMEOUT_S = 120
+
+
+class NoDisassembly(RuntimeError):
+    """The message says why there is none."""
+
+
+@cache
+def path_of_programs() -> str:
+    """The folders, as PATH has them, in which both programs are found. Raises NoDisassembly."""
+    path = os.pathsep.join(str(folder) for folder in _folders())
+    if all(shutil.which(program, path=path) for program in PROGRAMS):
+        return path
+    raise NoDisassembly(MISSING)
+
+
+def _folders() -> Iterator[Path]:
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(variable):
+            yield Path(os.environ[variable]) / "bin"
+    yield from map(Path, os.get_exec_path())
+    if nvcc := shutil.which("nvcc"):
+        yield Path(nvcc).resolve().parent  # where PATH has a link alone
+    spec = importlib.util.find_spec("nvidia")  # a namespace that all of NVIDIA's packages share
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        yield from sorted(Path(folder).glob("cu*/bin"), reverse=True)  # cu13; the newest first
+
+
+def module_file() -> Path:
+    """The compiled module. Raises NoDisassembly where there is none."""
+    spec = importlib.util.find_spec("conan_fast._C")
+    if spec is None or spec.origin is None:
+        raise NoDisassembly("conan_fast._C is not there")
+    return Path(spec.origin)
+
+
+def sass(module: Path, symbol: str, architecture: str) -> str:
+    """What cuobjdump prints for one kernel. Raises NoDisassembly."""
+    path = path_of_programs()
+    program = shutil.which("cuobjdump", path=path)
+    assert program is not None
+    command = [program, "-sass", "-fun", symbol, "-arch", architecture, str(module)]
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoDisassembly(f"{program}: {error}") from error
+    if done.returncode != 0 or f"Function : {symbol}" not in done.stdout:
+        # Parts of the module without the function each have a warning, so that none of these says anything.
+        said = [line for line in done.stderr.splitlines() if "not found" not in line]
+        raise NoDisassembly(f"{program} shows no {symbol} for {architecture}{': ' if said else ''}{' '.join(said)}")
+    return done.stdout

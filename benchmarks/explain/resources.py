@@ -1,0 +1,121 @@
+"""The compiled kernels and what the compiler gave them, as `conan_fast.build_info()` lists them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DTYPES = {"Bf16": "bf16", "Fp16": "fp16", "Fp32": "fp32"}
+HEAD_DIM_FIRST = ("sm80_forward", "sm80_backward", "sm80_backward_dq")  # of the numbers among the template arguments
+
+
+class UnknownKernel(ValueError):
+    """No kernel has the name that was asked for, or the filters leave none."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel for one architecture. Sizes are bytes: shared memory and spills of a block and a thread."""
+
+    name: str  # "sm80_forward<Bf16, 112>"
+    family: str  # "sm80_forward"
+    arguments: tuple[str, ...]  # of the template
+    architecture: str
+    registers: int
+    static_shared: int
+    dynamic_shared: int
+    stack: int
+    spills: int
+    threads: int | None  # of a block; None: an older build did not note it
+    symbol: str | None  # the mangled name
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the features; None for a kernel that does not see them."""
+        return next((DTYPES[name] for name in self.arguments if name in DTYPES), None)
+
+    @property
+    def head_dim(self) -> int | None:
+        numbers = [int(argument) for argument in self.arguments if argument.isdigit()]
+        return numbers[0] if self.family.startswith(HEAD_DIM_FIRST) and numbers else None
+
+    def matches(self, query: str) -> bool:
+        """`query`: part of the name, with or without the dtype, spaces aside."""
+        without_dtype = [argument for argument in self.arguments if argument not in DTYPES]
+        names = (self.name, f"{self.family}<{','.join(without_dtype)}>")
+        return any(query.replace(" ", "").lower() in name.replace(" ", "").lower() for name in names)
+
+
+def kernels_of(entries: Iterable[Mapping[str, Any]]) -> list[Kernel]:
+    """`entries`: build_info()["kernels"]."""
+    return [_kernel(entry) for entry in entries]
+
+
+def _kernel(entry: Mapping[str, Any]) -> Kernel:
+    # "void conan_fast::sm80_forward<conan_fast::Bf16, 112>(conan_fast::AttentionParams)"
+    name = re.sub(r"^void |\w+::", "", entry["name"]).split("(")[0]
+    family, _, arguments = name.rstrip(">").partition("<")
+    return Kernel(
+        name=name,
+        family=family,
+        arguments=tuple(arguments.split(", ")) if arguments else (),
+        architecture=entry["architecture"],
+        registers=entry["registers"],
+        static_shared=entry["static_shared_bytes"],
+        dynamic_shared=entry["dynamic_shared_bytes"],
+        stack=entry["stack_bytes"],
+        spills=entry["spill_store_bytes"] + entry["spill_load_bytes"],
+        threads=entry.get("threads_per_block"),
+        symbol=entry.get("symbol"),
+    )
+
+
+def choose(
+    kernels: Sequence[Kernel],
+    query: str,
+    *,
+    architecture: str | None = None,
+    head_dim: int | None = None,
+    dtype: str | None = None,
+) -> dict[str, list[Kernel]]:
+    """The kernels that are meant, by name: each name has one kernel an architecture.
+
+    A whole family's name means that family alone. Without a dtype: bf16 of the kernels that exist in it, else all.
+    """
+    families = sorted({kernel.family for kernel in kernels})
+    if query in families:
+        found = [kernel for kernel in kernels if kernel.family == query]
+    else:
+        found = [kernel for kernel in kernels if kernel.matches(query)]
+    if not found:
+        raise UnknownKernel(f"no kernel is called {query!r}; there are {', '.join(families)}")
+    found = _filter(found, "architecture", architecture)
+    for_all = [kernel for kernel in found if kernel.head_dim is None]  # to these it is a size like any other
+    if len(for_all) < len(found):
+        found = for_all + _filter([kernel for kernel in found if kernel.head_dim], "head_dim", head_dim)
+    if dtype is not None or query not in {kernel.name for kernel in found}:
+        found = _filter_dtype(found, dtype)
+    by_name: dict[str, list[Kernel]] = {}
+    for kernel in sorted(found, key=lambda kernel: (kernel.family, kernel.head_dim or 0)):
+        by_name.setdefault(kernel.name, []).append(kernel)
+    return {name: sorted(same, key=lambda kernel: kernel.architecture) for name, same in by_name.items()}
+
+
+def _filter(kernels: list[Kernel], attribute: str, wanted: object) -> list[Kernel]:
+    if wanted is None:
+        return kernels
+    kept = [kernel for kernel in kernels if getattr(kernel, attribute) == wanted]
+    if not kept:
+        there = sorted({str(getattr(kernel, attribute)) for kernel in kernels})
+        family = kernels[0].family
+        raise UnknownKernel(f"{family} is not compiled for {attribute} {wanted}; there is {', '.join(there)}")
+    return kept
+
+
+def _filter_dtype(kernels: list[Kernel], wanted: str | None) -> list[Kernel]:
+    if wanted is not None:
+        return _filter(kernels, "dtype", wanted)
+    in_bf16 = {kernel.family for kernel in kernels if kernel.dtype == "bf16"}
+    return [kernel for kernel in kernels if kernel.dtype == "bf16" or kernel.family not in in_bf16]

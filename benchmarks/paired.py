@@ -1,0 +1,82 @@
+"""Statistics of interleaved measurements: what differs from noise, and what does not.
+
+Two implementations that are compared run in the same rounds, one after the other in random order. What drifts - clocks,
+temperature, other users of the machine - hits both times of a round, so the ratio within a round is what is looked at:
+its median over the rounds, with an interval by order statistics, which assumes nothing about the distribution but that
+rounds are independent (they nearly are: what they share cancels in the ratio).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.99  # of an interval
+LEAST_DIFFERENCE = 0.01  # less is not called a difference, however sure it is: placement in memory alone makes as much
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds over `rounds` repeats: median, 10th and 90th percentile."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    rounds: int
+
+    @staticmethod
+    def of(seconds: Sequence[float]) -> Timing:
+        times = sorted(1e3 * second for second in seconds)
+        return Timing(quantile(times, 0.5), quantile(times, 0.1), quantile(times, 0.9), len(times))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """ratio: the median of other time / own time over the rounds; low, high: its interval.
+
+    differs: whether the whole interval lies on one side of 1, and the ratio is more than LEAST_DIFFERENCE from it; None
+    where the rounds are too few to say.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    differs: bool | None
+
+
+def compare(own: Sequence[float], other: Sequence[float]) -> Comparison:
+    """Times of the same rounds, in seconds.
+
+    Raises:
+        ValueError: for different numbers of rounds, which cannot be of the same rounds, or none.
+    """
+    if len(own) != len(other) or not own:
+        raise ValueError(f"own and other: times of the same rounds are compared, got {len(own)} and {len(other)}")
+    ratios = sorted(b / a for a, b in zip(own, other, strict=True))
+    place = interval_place(len(ratios), CONFIDENCE)
+    ratio = quantile(ratios, 0.5)
+    if place is None:
+        return Comparison(ratio, ratios[0], ratios[-1], None)
+    low, high = ratios[place], ratios[-1 - place]
+    outside = low > 1 or high < 1
+    return Comparison(ratio, low, high, outside and abs(math.log(ratio)) > math.log1p(LEAST_DIFFERENCE))
+
+
+def interval_place(count: int, confidence: float) -> int | None:
+    """The k with which (sorted[k], sorted[-1 - k]) covers the median with at least `confidence`; None: no k does."""
+    missed, place = 0.0, None
+    for k in range(count // 2):
+        missed += 2 * math.comb(count, k) / 2**count  # P(at most k values below the median), both sides
+        if missed > 1 - confidence:
+            break
+        place = k
+    return place
+
+
+def quantile(ordered: Sequence[float], part: float) -> float:
+    """Of sorted numbers, linear between neighbours."""
+    place = part * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

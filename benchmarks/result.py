@@ -1,0 +1,199 @@
+"""The file of a run: JSON, valid at any moment of the run, and what can be told from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.floors import Ceilings, Work
+from benchmarks.labels import label
+
+FORMAT = 1
+FOLDER = Path(__file__).parent / "results"
+Json = dict[str, Any]
+
+
+class BadResult(ValueError):
+    """A file that is no result of ours."""
+
+
+class DifferentRuns(ValueError):
+    """A ratio was asked for whose two times were not taken side by side."""
+
+
+def write(path: Path, result: Json) -> None:
+    """At once: whoever reads sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read(path: Path) -> Run:
+    """Raises BadResult, with the reason."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadResult(f"{path}: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not {"machine", "suites"} <= set(content):
+        raise BadResult(f"{path}: is no result of `python -m benchmarks run`, format {FORMAT}")
+    return Run(path, content)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of `python -m benchmarks run`: all of its times stand beside each other."""
+
+    path: Path
+    content: Json
+
+    @property
+    def machine(self) -> Json:
+        return self.content["machine"]
+
+    @property
+    def gpu(self) -> str | None:
+        return self.machine["gpu"]
+
+    @property
+    def suites(self) -> Json:
+        return self.content["suites"]
+
+    def stale(self, csrc_sha256: str) -> bool:
+        """Whether it was measured with other kernels than those of `csrc_sha256`."""
+        return self.machine["csrc_sha256"] != csrc_sha256
+
+    def ceilings(self, suite: str) -> Ceilings:
+        return Ceilings(**self.suites[suite]["ceilings"])
+
+    def stopped(self, suite: str) -> str | None:
+        """Why the suite is incomplete, if it is."""
+        content = self.suites[suite]
+        return content["stopped"] or (content["now"] and f"it was cut off in {content['now']}")
+
+    def rows(self, suite: str) -> list[Row]:
+        return [Row(self, suite, content) for content in self.suites.get(suite, {}).get("rows", [])]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation of one case."""
+
+    run: Run
+    suite: str
+    content: Json
+
+    def __getitem__(self, key: str) -> Any:
+        return self.content[key]
+
+    @property
+    def name(self) -> str:
+        return self.content["implementation"]
+
+    @property
+    def role(self) -> str:
+        return self.content["role"]
+
+    @property
+    def case(self) -> str:
+        return label(self.suite, self.content["case"])
+
+    @property
+    def measured(self) -> bool:
+        """Right, and with times."""
+        return self.content["reason"] is None
+
+    def beside(self, other: Row) -> None:
+        """DifferentRuns, unless both are of the same case and were measured in one run."""
+        if self.run.content is not other.run.content:
+            raise DifferentRuns(f"{self.run.path.name} and {other.run.path.name} are two runs: there is no ratio")
+        if (self.suite, self.case) != (other.suite, other.case):
+            raise DifferentRuns(f"{self.case} and {other.case} are two cases: there is no ratio")
+
+    @property
+    def ms(self) -> float:
+        """All parts together."""
+        return sum(time.ms for time in self.times())
+
+    @property
+    def floor_ms(self) -> float:
+        return sum(time.floor_ms for time in self.times())
+
+    def over(self, other: Row) -> float:
+        """This time, all parts, as a multiple of `other`."""
+        self.beside(other)
+        return self.ms / other.ms
+
+    def times(self) -> Iterator[Time]:
+        for part in self.content.get("parts", {}):
+            yield Time(self, part)
+
+    def time(self, part: str) -> Time | None:
+        return Time(self, part) if part in self.content.get("parts", {}) else None
+
+
+@dataclass(frozen=True)
+class Time:
+    """One part, such as "forward", of a row."""
+
+    row: Row
+    part: str
+
+    @property
+    def _content(self) -> Json:
+        return self.row["parts"][self.part]
+
+    @property
+    def ms(self) -> float:
+        return self._content["timing"]["median_ms"]
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """10th and 90th percentile, milliseconds."""
+        return self._content["timing"]["low_ms"], self._content["timing"]["high_ms"]
+
+    @property
+    def rounds(self) -> int:
+        return self._content["timing"]["rounds"]
+
+    @property
+    def work(self) -> Work:
+        return Work(self._content["flop"], self._content["bytes"])
+
+    @property
+    def flop_per_s(self) -> float:
+        return self.work.flop / self.ms * 1e3
+
+    @property
+    def floor_ms(self) -> float:
+        """By the ceilings of the same process."""
+        return 1e3 * self.work.seconds(self.row.run.ceilings(self.row.suite))
+
+    @property
+    def share_of_floor(self) -> float:
+        """1: as fast as the machine allows."""
+        return self.floor_ms / self.ms
+
+    @property
+    def versus_ours(self) -> Json | None:
+        """benchmarks.paired.Comparison of the rounds in which ours ran too; None for ours."""
+        return self._content["versus_ours"]
+
+    def over(self, other: Time) -> float:
+        """This time as a multiple of `other`; DifferentRuns unless both are the same part of one case in one run."""
+        if self.part != other.part:
+            raise DifferentRuns(f"{self.part} and {other.part} are two parts: there is no ratio")
+        self.row.beside(other.row)
+        return self.ms / other.ms
+
+
+def by_case(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """Rows by case, in their order, and by name."""
+    cases: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault(row.case, {})[row.name] = row
+    return cases

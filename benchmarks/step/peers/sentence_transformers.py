@@ -1,0 +1,197 @@
+"""sentence-transformers' own trainer on the same weights, one optimiser step at a time.
+
+It has no soft mask: in the weak stage its attention is bidirectional, and it is a bound. Its trainer collates,
+tokenises, embeds, clips and steps as it does for everybody; only logging, saving and reporting are off, and a step is
+handed out from one `on_step_end` to the next. Batches of more than a micro-batch, padded, go through its gradient
+caching (CachedMultipleNegativesRankingLoss), smaller ones do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from transformers.utils import logging
+
+from benchmarks.peer import NotRun
+from benchmarks.step.implementation import Running, StepImplementation
+from benchmarks.step.peers.padded import micro_batch_tokens
+from benchmarks.step.stepwise import Pause, Stepwise
+from benchmarks.step.task import Task
+from train.loop import autocast, make_optimizer
+from train.tokenizer import END_ID, END_OF_TEXT
+
+MAX_STEPS = 10_000
+
+
+class SentenceTransformers(Running):
+    def __init__(self, task: Task) -> None:
+        import accelerate  # noqa: F401  without it the trainer raises something else
+        import datasets  # noqa: F401
+        from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
+        from sentence_transformers.sentence_transformer.modules import Pooling
+
+        self.task = task
+        self.llama = task.model().model
+        self.llama.config._attn_implementation = "sdpa"
+        self.llama.config.is_causal = False
+        self.llama.config.pad_token_id = END_ID  # as its tokenizer has it
+        self.folder = TemporaryDirectory(prefix="conan_fast_step_", ignore_cleanup_errors=True)
+        transformer = _transformer(self.llama, task, self.folder.name)
+        pooling = Pooling(self.llama.config.hidden_size, "mean")
+        card = SentenceTransformerModelCardData()
+        card.widget = [{"text": "none"}]  # it would draw examples of the data for a model card, with a progress bar
+        self.model = SentenceTransformer(modules=[transformer, pooling], device=str(task.device), model_card_data=card)
+        module: Any = self.model
+        self.optimizer = make_optimizer(module, task.stage_recipe())
+        self._stepwise: Stepwise | None = None
+
+    def backward(self, task: Task) -> Tensor:
+        columns = [self.model.preprocess(column) for column in task.texts.columns().values()]
+        features = [
+            {name: x.to(task.device) if isinstance(x, Tensor) else x for name, x in column.items()}
+            for column in columns
+        ]
+        with autocast(task.device, task.precision):  # the trainer's, too, goes on to the second pass of a cached loss
+            loss = _loss(self.model, task)(features, None)
+            loss.backward()
+        return loss.detach()
+
+    def step(self) -> None:
+        if self._stepwise is None:
+            trainer = _trainer(self.model, self.optimizer, self.task, self.folder.name)
+            self._stepwise = Stepwise(lambda pause: _train(trainer, pause))
+        self._stepwise.advance()
+
+
+def _transformer(llama: LlamaModel, task: Task, folder: str) -> Any:
+    """Its Transformer module around the given model, in place of the very small one that it loads from a folder."""
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=task.texts.tokenizer,
+        pad_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        padding_side="right",
+        model_max_length=task.texts.max_length,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tiny: dict[str, Any] = {
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "is_causal": False,
+        }
+        config = LlamaConfig(**tiny, vocab_size=8, max_position_embeddings=task.texts.max_length)
+        LlamaModel(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        transformer = Transformer(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    transformer.model = llama
+    return transformer
+
+
+def _loss(model: Any, task: Task) -> torch.nn.Module:
+    from sentence_transformers.sentence_transformer import losses
+
+    recipe = task.stage_recipe()
+    longest = max(len(sequence) for sequence in task.texts.sequences())
+    options: dict[str, Any] = {"scale": 1 / recipe.temperature}
+    cached = longest * len(task.texts.sequences()) > task.micro_batch_tokens
+    if cached:
+        options["mini_batch_size"] = max(1, task.micro_batch_tokens // longest)
+    name = "CachedMultipleNegativesRankingLoss" if cached else "MultipleNegativesRankingLoss"
+    loss = getattr(losses, name)(model, **options)
+    return losses.MatryoshkaLoss(model, loss, recipe.dims) if recipe.dims else loss
+
+
+class _EachBatchAll(torch.utils.data.BatchSampler):
+    """All rows in a new order, again and again."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(range(rows), rows, drop_last=True)
+        self._rng = np.random.default_rng(0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(MAX_STEPS):
+            yield self._rng.permutation(self.batch_size).tolist()
+
+    def __len__(self) -> int:
+        return MAX_STEPS
+
+
+def _trainer(model: Any, optimizer: torch.optim.Optimizer, task: Task, folder: str) -> Any:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+    rows = len(task.texts.rows)
+    sampler: Any = lambda *_, **__: _EachBatchAll(rows)  # noqa: E731
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=rows,
+        max_steps=MAX_STEPS,
+        batch_sampler=sampler,
+        bf16=task.bfloat16,
+        use_cpu=task.device.type == "cpu",
+        dataloader_pin_memory=task.device.type == "cuda",
+        max_grad_norm=task.stage_recipe().max_grad_norm,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # looks at the loss, which a GPU would be waited for
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    if arguments.n_gpu > 1:
+        raise NotRun("would spread over all GPUs; show it one, by CUDA_VISIBLE_DEVICES")
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict(task.texts.columns()),
+        loss=_loss(model, task),
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _train(trainer: Any, pause: Pause) -> None:
+    class HandOver(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            pause()
+
+    trainer.add_callback(HandOver())  # after those that the trainer has of its own
+    trainer.train()
+
+
+IMPLEMENTATIONS = (
+    StepImplementation(
+        name="sentence_transformers",
+        role="rival",
+        about="its trainer, (Cached)MultipleNegativesRankingLoss in MatryoshkaLoss, SDPA",
+        build=SentenceTransformers,
+        tokens_at_once=micro_batch_tokens,
+        squares=lambda dims: 3 + 2 * dims,
+        stages=("supervised",),
+    ),
+    StepImplementation(
+        name="sentence_transformers_unmasked",
+        role="bound",
+        about="its trainer, (Cached)MultipleNegativesRankingLoss, SDPA without the soft mask",
+        build=SentenceTransformers,
+        tokens_at_once=micro_batch_tokens,
+        squares=lambda dims: 3 + 2 * dims,
+        stages=("weak",),
+        alpha=1.0,
+    ),
+)

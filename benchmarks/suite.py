@@ -1,0 +1,222 @@
+"""One suite of a run: for each shape all implementations, checked, then measured in the same rounds."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+
+from benchmarks import paired, timing
+from benchmarks.floors import Work
+from benchmarks.peer import Implementation, NotRun, WrongResult, leaves_out
+
+Row = dict[str, Any]
+
+ROUNDS = 30  # at least, if MAX_SECONDS allow
+SECONDS = {"cuda": 0.5, "cpu": 0.2}  # of measurement for each implementation, at least
+MAX_SECONDS = {"cuda": 20.0, "cpu": 12.0}  # of one part of one group of implementations, at most
+MAX_ROUNDS = 300
+SLOWEST = {"cuda": 5.0, "cpu": 3.0}  # seconds of one call; what takes longer is left out
+GROUP_SHARE = 0.6  # of the free memory: the rest is for what the estimates do not know
+
+
+class Shape(Protocol):
+    """A dataclass: its fields identify the case in a result."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def work(self, part: str) -> Work: ...
+
+
+class Prepared(Protocol):
+    """An implementation whose results are right; peak_bytes: above the inputs, None where unknown."""
+
+    peak_bytes: int | None
+    errors: dict[str, float]
+
+    def step(self, part: str) -> timing.Step: ...
+
+    def after(self) -> dict[str, Any]:
+        """What the row says beside times; asked for when these are taken."""
+
+
+class Case(Protocol):
+    """A shape with its inputs on a device. facts: what a row says beside the shape's fields."""
+
+    facts: dict[str, Any]
+
+    def prepare(self, implementation: Any) -> Prepared:
+        """Raises NotRun, or WrongResult."""
+
+
+S = TypeVar("S", bound=Shape)
+
+
+@dataclass(frozen=True)
+class Suite(Generic[S]):
+    """shapes: by type of device, the most telling first. parts: what is timed separately."""
+
+    name: str
+    parts: tuple[str, ...]
+    shapes: Callable[[str], Sequence[S]]
+    case: Callable[[S, torch.device], Any]  # a Case
+    implementations: Sequence[Implementation]
+
+
+@dataclass
+class Progress:
+    """What is told while measuring: a row is done, an implementation is being prepared, measured."""
+
+    row: Callable[[Row], None] = lambda _: None
+    now: Callable[[str], None] = lambda _: None
+    deadline: float = field(default=float("inf"))  # by time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+
+def run_shape(suite: Suite[S], shape: S, device: torch.device, clock: timing.Clock, progress: Progress) -> None:
+    """Rows of the shape go to `progress` group by group; begins no group after the deadline."""
+    progress.now(f"{suite.name} {asdict(shape)}: inputs")
+    torch.compiler.reset()  # after some shapes torch.compile would fall back to eager
+    try:
+        case = suite.case(shape, device)
+    except torch.OutOfMemoryError:
+        progress.now(f"{suite.name} {asdict(shape)}: left out, the inputs alone do not fit into memory")
+        return
+    for number, group in enumerate(groups(suite.implementations, shape, timing.free_bytes(device))):
+        if progress.over:
+            return
+        for row in _Group(suite, shape, case, device, clock, progress, number).rows(group):
+            progress.row(row)
+
+
+def groups(implementations: Sequence[Implementation], shape: Any, free: int | None) -> Iterator[list[Implementation]]:
+    """Implementations that fit into memory together, in their order, ours in each for comparison."""
+    ours = [i for i in implementations if i.role == "ours"][:1]
+    room = None if free is None else GROUP_SHARE * free - sum(i.bytes_needed(shape) for i in ours)
+    group, used = list(ours), 0
+    for implementation in implementations:
+        if implementation in ours:
+            continue
+        needed = implementation.bytes_needed(shape)
+        if room is not None and used + needed > room and group != ours:
+            yield group
+            group, used = list(ours), 0
+        group.append(implementation)
+        used += needed
+    if group:
+        yield group
+
+
+class _Group:
+    """Implementations that are in memory together and run in the same rounds."""
+
+    def __init__(
+        self,
+        suite: Suite[Any],
+        shape: Any,
+        case: Case,
+        device: torch.device,
+        clock: timing.Clock,
+        progress: Progress,
+        number: int,
+    ) -> None:
+        self.suite, self.shape, self.case, self.device = suite, shape, case, device
+        self.clock, self.progress, self.number = clock, progress, number
+        self._reasons: dict[Implementation, tuple[bool, str]] = {}  # whether wrong, and why there is no time
+
+    def rows(self, group: Sequence[Implementation]) -> Iterator[Row]:
+        prepared = {i: p for i in group if (p := self._tried(i, partial(self._prepare, i))) is not None}
+        seconds = {part: self._part(part, prepared) for part in self.suite.parts}
+        for implementation in group:
+            if self.number and implementation is group[0]:
+                continue  # ours again, for comparison only
+            yield self._row(implementation, prepared.get(implementation), seconds, group[0])
+
+    def _tried(self, implementation: Implementation, call: Callable[[], Any]) -> Any:
+        """What `call` returns; None, and why is kept, if it cannot be or is wrong."""
+        try:
+            with leaves_out(self.device, 0, ours=implementation.role == "ours"):
+                return call()
+        except (NotRun, WrongResult) as reason:  # not kept itself: its frames may hold a whole model
+            self._reasons[implementation] = (isinstance(reason, WrongResult), str(reason))
+            return None
+
+    def _prepare(self, implementation: Implementation) -> Prepared:
+        self._now(implementation, "checked")
+        needed = implementation.bytes_needed(self.shape)
+        with leaves_out(self.device, needed, ours=implementation.role == "ours"):
+            return self.case.prepare(implementation)
+
+    def _now(self, implementation: Implementation, what: str) -> None:
+        self.progress.now(f"{self.suite.name} {asdict(self.shape)}: {implementation.name} is {what}")
+
+    def _part(self, part: str, prepared: dict[Implementation, Prepared]) -> dict[Implementation, list[float]]:
+        """Seconds of each round; those of an implementation that fails on the way are dropped."""
+        steps: dict[Implementation, timing.Step] = {}
+        calls: dict[Implementation, float] = {}
+        for implementation, ready in prepared.items():
+            if implementation in self._reasons:
+                continue
+            self._now(implementation, f"warmed up, {part}")
+            made = self._tried(implementation, partial(self._warm, ready, part))
+            if made is not None:
+                steps[implementation], calls[implementation] = made
+        wanted = max([ROUNDS, *(SECONDS[self.device.type] / seconds for seconds in calls.values())])
+        end = min(time.monotonic() + MAX_SECONDS[self.device.type], max(self.progress.deadline, time.monotonic() + 1))
+        seconds: dict[Implementation, list[float]] = {implementation: [] for implementation in steps}
+        order = random.Random(0)
+        for round_number in range(min(MAX_ROUNDS, round(wanted))):
+            if round_number and time.monotonic() > end:
+                break
+            for implementation in order.sample(list(steps), len(steps)):
+                self._now(implementation, f"measured, {part}")
+                taken = self._tried(implementation, partial(self.clock.once, steps[implementation]))
+                if taken is None:
+                    del steps[implementation], seconds[implementation]
+                else:
+                    seconds[implementation].append(taken)
+        return seconds
+
+    def _warm(self, ready: Prepared, part: str) -> tuple[timing.Step, float]:
+        step = ready.step(part)
+        seconds = timing.warm_up(step, self.clock)
+        if seconds > (most := SLOWEST[self.device.type]):
+            raise NotRun(f"takes {seconds:.1f} s, more than {most:g} s")
+        return step, seconds
+
+    def _row(
+        self,
+        implementation: Implementation,
+        prepared: Prepared | None,
+        seconds: dict[str, dict[Implementation, list[float]]],
+        ours: Implementation,
+    ) -> Row:
+        wrong, reason = self._reasons.get(implementation, (False, None))
+        row: Row = {
+            "case": asdict(self.shape) | self.case.facts,
+            "implementation": implementation.name,
+            "role": implementation.role,
+            "group": self.number,
+            "wrong": wrong,
+            "reason": reason,
+        }
+        if reason is None and prepared is not None:
+            row |= {"peak_bytes": prepared.peak_bytes, "relative_errors": prepared.errors, **prepared.after()}
+            row["parts"] = {}
+            for part, all_times in seconds.items():
+                times, our_times = all_times[implementation], all_times.get(ours)
+                paired_with = None if implementation is ours or ours.role != "ours" else our_times
+                row["parts"][part] = {
+                    "timing": asdict(paired.Timing.of(times)),
+                    **asdict(self.shape.work(part)),
+                    "versus_ours": asdict(paired.compare(paired_with, times)) if paired_with else None,
+                }
+        return row
