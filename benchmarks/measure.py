@@ -17,7 +17,7 @@ from benchmarks.suite import Suite
 
 
 class Recorder:
-    """The part of a suite in a result file, which is written after every row."""
+    """The part of a suite in a result file, which is written after every row; a reason is printed once."""
 
     def __init__(self, out: Path, name: str, device: torch.device, budget_minutes: float) -> None:
         content = result.read(out).content if out.exists() else None
@@ -25,6 +25,7 @@ class Recorder:
         self.run, self.name, self.start = Run(out, content), name, time.monotonic()
         self.content: dict[str, Any] = {"ceilings": None, "stopped": None, "now": "ceilings", "rows": []}
         content["suites"][name] = self.content
+        self._told: set[tuple[str, str]] = set()
         self.progress = suite.Progress(self._add, self._now, self.start + 60 * budget_minutes)
 
     def write(self, **changes: Any) -> None:
@@ -34,6 +35,10 @@ class Recorder:
     def _add(self, row: suite.Row) -> None:
         self.content["rows"].append(row)
         self.write()
+        told = (row["implementation"], row["reason"])
+        if row["reason"] and told in self._told:
+            return
+        self._told.add(told)
         print(f"[{time.monotonic() - self.start:4.0f} s] {line(Row(self.run, self.name, row))}", flush=True)
 
     def _now(self, what: str) -> None:
@@ -92,13 +97,12 @@ def _fits(fields: dict[str, Any], where: Sequence[str]) -> bool:
 
 
 def line(row: Row) -> str:
-    """A row for the terminal: milliseconds of each part, in brackets how many times ours."""
-    start = f"{row.case:44} {row.name:24}"
+    """For the terminal: milliseconds of each part, in brackets how many times ours ("?": perhaps as fast)."""
     if not row.measured:
-        return f"{start} {'WRONG' if row['wrong'] else 'left out'}: {row['reason']}"
-    texts = []
+        return f"{row.case}: {row.name} {'is WRONG' if row['wrong'] else 'is left out'}: {row['reason']}"
+    texts = [f"{row.case:38} {row.name:26}"]
     for time_ in row.times():
         versus = time_.versus_ours
         ratio = "" if versus is None else f" ({versus['ratio']:.2f}{'' if versus['differs'] else '?'})"
         texts.append(f"{time_.part} {time_.ms:9.3f} ms{ratio:9}")
-    return " ".join([start, *texts, f"{time_.share_of_floor:6.1%} of the floor"])
+    return " ".join([*texts, f"{row.floor_ms / row.ms:6.1%} of the floor"])

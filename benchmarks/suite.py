@@ -17,7 +17,8 @@ from benchmarks.peer import Implementation, NotRun, WrongResult, leaves_out
 
 Row = dict[str, Any]
 
-ROUNDS = 30  # at least, if MAX_SECONDS allow
+ROUNDS = 30  # at least, if MAX_SECONDS and the deadline allow
+LEAST_ROUNDS = 8  # at least, if MAX_SECONDS allow: fewer have no interval
 SECONDS = {"cuda": 0.5, "cpu": 0.2}  # of measurement for each implementation, at least
 MAX_SECONDS = {"cuda": 20.0, "cpu": 12.0}  # of one part of one group of implementations, at most
 MAX_ROUNDS = 300
@@ -170,11 +171,12 @@ class _Group:
             if made is not None:
                 steps[implementation], calls[implementation] = made
         wanted = max([ROUNDS, *(SECONDS[self.device.type] / seconds for seconds in calls.values())])
-        end = min(time.monotonic() + MAX_SECONDS[self.device.type], max(self.progress.deadline, time.monotonic() + 1))
+        last = time.monotonic() + MAX_SECONDS[self.device.type]
+        end = min(last, self.progress.deadline)
         seconds: dict[Implementation, list[float]] = {implementation: [] for implementation in steps}
         order = random.Random(0)
         for round_number in range(min(MAX_ROUNDS, round(wanted))):
-            if round_number and time.monotonic() > end:
+            if round_number and time.monotonic() > (end if round_number >= LEAST_ROUNDS else last):
                 break
             for implementation in order.sample(list(steps), len(steps)):
                 self._now(implementation, f"measured, {part}")

@@ -29,6 +29,8 @@ def top(run: Run, suites: Sequence[str]) -> Figure:
     for axis, (suite, rows) in zip(axes.flat, panels, strict=True):
         _panel(axis, rows)
         axis.set_title(f"{_TITLES[suite]}: {rows[0].case}", loc="left", fontweight="bold")
+    on = run.gpu or f"CPU ({run.machine['cpu']}), float32, the torch backend of the operators"
+    figure.suptitle(f"Measured on: {on}", color=TEXT, fontsize=10)
     return figure
 
 
@@ -98,8 +100,8 @@ def over_pairs(run: Run) -> Figure | None:
     )
     for column, negatives in enumerate(counts):
         some = [row for row in rows if row["case"]["negatives"] == negatives]
-        _lines(axes[0, column], some, "pairs", partial(_ms, part="both"), looks)
-        _lines(axes[1, column], [row for row in some if row.role != "floor"], "pairs", _mebibytes, looks)
+        _lines(axes[0, column], some, "pairs", partial(_ms, part="both"), looks, rows)
+        _lines(axes[1, column], [row for row in some if row.role != "floor"], "pairs", _mebibytes, looks, rows)
         axes[0, column].set_title(f"K = {negatives} hard negatives")
         _logarithmic(axes[0, column])
         _logarithmic(axes[1, column])
@@ -192,7 +194,11 @@ def _logarithmic(axis: Axes) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def _lines(axis: Axes, rows: Sequence[Row], field: str, value: Value, looks: Looks) -> None:
+def _lines(
+    axis: Axes, rows: Sequence[Row], field: str, value: Value, looks: Looks, of_all: Sequence[Row] | None = None
+) -> None:
+    """of_all: the rows of all panels that share the x axis, where these are not all of them."""
+    of_all = rows if of_all is None else of_all
     names: dict[str, list[Row]] = {}
     for row in rows:
         names.setdefault(row.name, []).append(row)
@@ -201,8 +207,7 @@ def _lines(axis: Axes, rows: Sequence[Row], field: str, value: Value, looks: Loo
         if points:
             axis.plot(*zip(*points, strict=True), label=name, **looks(name, some[0].role))
     axis.set_xscale("log", base=2)
-    ticks = sorted({row["case"][field] for row in rows})
-    axis.set_xticks(ticks)
+    axis.set_xticks(sorted({row["case"][field] for row in of_all}))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.xaxis.set_major_formatter(
