@@ -13,6 +13,7 @@ import pytest
 from benchmarks import machine
 from benchmarks.__main__ import main
 from benchmarks.report import style
+from benchmarks.report.command import BENCHMARKS
 from benchmarks.result import BadResult, DifferentRuns, Run, read
 
 MACHINE = {
@@ -190,6 +191,15 @@ def test_files_that_are_no_results_are_named(tmp_path: Path, content: dict[str, 
             read(bad)
     assert main(["report", str(bad), f"--out={tmp_path / 'REPORT.md'}"]) == 2
     assert "bad.json" in capsys.readouterr().err
+
+
+def test_the_committed_report_is_of_the_committed_results(tmp_path: Path) -> None:
+    """After a change of kernels, results or report: python -m benchmarks report."""
+    assert main(["report", f"--out={tmp_path / 'REPORT.md'}"]) == 0
+    committed = BENCHMARKS / "REPORT.md"
+    assert (tmp_path / "REPORT.md").read_text() == committed.read_text()
+    pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert pictures == sorted(path.name for path in (BENCHMARKS / "pictures").iterdir())
 
 
 def linear(colour: str) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from benchmarks.floors import Work, info_nce_work
 
 DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
-PAIRS = {"cuda": (1024, 4096, 16384, 65536), "cpu": (256, 1024)}
+PAIRS = {"cuda": (1024, 4096, 16384, 65536), "cpu": (1024, 256)}
 DIMS = {"cuda": (1024, 3584), "cpu": (1024,)}
 NEGATIVES = {"cuda": (0, 7), "cpu": (0, 3)}
 PAPER = {3584: (256, 512, 1024, 1536, 2048, 3072, 3584)}
@@ -48,9 +48,9 @@ def shapes(
     negatives: Sequence[int] | None = None,
     dims: Sequence[int] | None = None,
 ) -> list[Shape]:
-    """First N = 16,384 (CPU: 256), the largest D, seven dims; then what differs from it in fewer of the three."""
+    """First N = 16,384 (CPU: 1,024), the largest D, seven dims; then what differs from it in fewer of the three."""
     dims, size = dims or DIMS[device_type], DTYPES[device_type].itemsize
-    telling = {"cuda": 16384, "cpu": 256}[device_type]
+    telling = {"cuda": 16384, "cpu": 1024}[device_type]
     found = []
     for count, dim, hard in itertools.product(
         pairs or PAIRS[device_type], dims, sorted(negatives or NEGATIVES[device_type])

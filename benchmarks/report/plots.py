@@ -46,7 +46,7 @@ def _panel(axis: Axes, rows: Sequence[Row]) -> None:
         bound = row.role == "bound"
         color = OURS if row.role == "ours" else "none" if bound else FLOOR
         axis.barh(place, row.ms, height=0.72, color=color, edgecolor=OURS if row.role == "ours" else FLOOR, zorder=2)
-        note = milliseconds(row.ms) + ("" if row is ours else f", {row.over(ours):.2f} x ours")
+        note = milliseconds(row.ms) + ("" if row is ours else f", {_versus(row, ours)}")
         axis.text(row.ms, place, f"  {note}", va="center", fontsize=9)
     names = [f"{row.name}{' (does less)' if row.role == 'bound' else ''}" for row in bars]
     axis.set_yticks(range(len(bars)), names)
@@ -56,6 +56,14 @@ def _panel(axis: Axes, rows: Sequence[Row]) -> None:
     axis.set_ylim(-0.6, len(bars) + 0.1)
     axis.tick_params(axis="y", length=0)
     axis.set_xlabel("milliseconds")
+
+
+def _versus(row: Row, ours: Row) -> str:
+    times = list(row.times())
+    versus = times[0].versus_ours if len(times) == 1 else None  # of several parts there are no pairs of sums
+    if versus is not None and versus["differs"] is False:
+        return "as fast as ours"
+    return f"{versus['ratio'] if versus else row.over(ours):.2f} x ours"
 
 
 def over_length(run: Run, head_dim: int) -> Figure | None:
