@@ -176,7 +176,7 @@ def test_order_of_shapes() -> None:
     assert len(set(gpu)) == 32 and {len(shape.dims) for shape in gpu} == {1, 7}
     assert gpu[-1].pairs == 1024 and gpu[-1].dims == (1024,)
     on_a_cpu = shapes("cpu")
-    assert on_a_cpu[0] == Shape(256, 0, 1024, matryoshka(1024), 4) and {s.element_size for s in on_a_cpu} == {4}
+    assert on_a_cpu[0] == Shape(1024, 0, 1024, matryoshka(1024), 4) and {s.element_size for s in on_a_cpu} == {4}
 
 
 def test_work_is_that_of_one_pass_whatever_the_dims() -> None:
