@@ -118,6 +118,7 @@ def test_pictures(tmp_path: Path, content: dict[str, Any]) -> None:
         colours = {colour.lower() for colour in re.findall(r"#[0-9a-fA-F]{6}", picture)}
         known = {style.TEXT, style.OURS, style.FLOOR, *style.PEERS, *style.PARTS.values()}
         assert colours <= known, f"{name}: {colours - known}"
+        assert "Some GPU; 2026-01-02, commit 0123456789ab" in picture and "STALE" not in picture
     first = {name: (tmp_path / "pictures" / name).read_bytes() for name in shown}
     report(tmp_path, content)
     assert first == {name: (tmp_path / "pictures" / name).read_bytes() for name in shown}
@@ -143,6 +144,7 @@ def test_newer_results_of_old_kernels_are_stale_and_come_second(tmp_path: Path, 
     old = copy.deepcopy(content)
     old["machine"] |= {"csrc_sha256": "0" * 64, "date": "2026-02-01T00:00:00+00:00", "driver": "999"}
     assert "**Stale**" in report(tmp_path, old)
+    assert "STALE: the kernels have changed" in (tmp_path / "pictures" / "top.svg").read_text()
     text = report(tmp_path, old, content)
     assert "**Stale**" not in text and "driver 580.1" in text and "999" not in text
 

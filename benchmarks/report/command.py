@@ -90,7 +90,7 @@ def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str)
     if run.stale(today):
         yield "> **Stale**: measured with other kernels (csrc/) than those of today. To be measured again."
     yield summary.table(run, names)
-    saved = _pictures(run, names, pictures, prefix)
+    saved = _pictures(run, names, today, pictures, prefix)
     yield _picture(saved, "top", "Times of the most telling cases, ours beside the peers")
     yield "\n".join(_machine(run, names))
     for name in names:
@@ -100,13 +100,14 @@ def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str)
         yield _picture(saved, "roofline", "Useful FLOP/s of our operators under the ceilings of the machine")
 
 
-def _pictures(run: Run, names: list[str], folder: Path, prefix: str) -> dict[str, Path]:
+def _pictures(run: Run, names: list[str], today: str, folder: Path, prefix: str) -> dict[str, Path]:
     """By name; matplotlib is wanted here only, and a machine with a GPU may not have it."""
     from benchmarks.report import plots, style
 
     saved = {}
     with style.drawing():
         for name, figure in plots.all_of(run, names).items():
+            figure.text(1, 0, _origin(run, today), ha="right", va="top", fontsize=7)
             saved[name] = folder / f"{prefix}{name}.svg"
             style.save(figure, saved[name])
             plots.plt.close(figure)
@@ -136,12 +137,23 @@ def _of_suite(run: Run, suite: str, saved: dict[str, Path]) -> Iterator[str]:
     yield tables.about(run, suite, {i.name: i.about for i in suites.load(suite).implementations})
 
 
+def _origin(run: Run, today: str) -> str:
+    """The line below each picture."""
+    where = run.gpu or f"CPU: {run.machine['cpu']}"
+    stale = ", STALE: the kernels have changed since" if run.stale(today) else ""
+    return f"{where}; {run.machine['date'][:10]}, commit {_commit(run)}{stale}"
+
+
+def _commit(run: Run) -> str:
+    commit = (run.machine["git_commit"] or "unknown")[:12]
+    return commit + (" with changes" if run.machine["uncommitted_changes"] else "")
+
+
 def _machine(run: Run, names: list[str]) -> Iterator[str]:
     facts = run.machine
-    commit = (facts["git_commit"] or "unknown")[:12] + (" with changes" if facts["uncommitted_changes"] else "")
     backends = facts["conan_fast"]
     yield f"- machine: {run.gpu + ', driver ' + str(facts['driver']) if run.gpu else facts['cpu']}"
-    yield f"- measured {facts['date'][:10]}, commit {commit}, csrc {facts['csrc_sha256'][:12]}, file `{run.path.name}`"
+    yield f"- measured {facts['date'][:10]}, commit {_commit(run)}, csrc {facts['csrc_sha256'][:12]}, `{run.path.name}`"
     yield (
         f"- torch {facts['torch']}, CUDA {facts['torch_cuda'] or '-'}, cuDNN {facts['cudnn'] or '-'}, Python "
         f"{facts['python']}; kernels compiled for {', '.join(backends['compiled_architectures']) or 'nothing'}"

@@ -29,8 +29,8 @@ def top(run: Run, suites: Sequence[str]) -> Figure:
     for axis, (suite, rows) in zip(axes.flat, panels, strict=True):
         _panel(axis, rows)
         axis.set_title(f"{_TITLES[suite]}: {rows[0].case}", loc="left", fontweight="bold")
-    on = run.gpu or f"CPU ({run.machine['cpu']}), float32, the torch backend of the operators"
-    figure.suptitle(f"Measured on: {on}", color=TEXT, fontsize=10)
+    if run.gpu is None:
+        figure.suptitle("On a CPU, in float32: the torch backend, not the kernels", color=TEXT, fontsize=10)
     return figure
 
 

@@ -1,30 +1,20 @@
-"""Packed against padded attention on a CPU, and the most telling case of the attention suite.
+"""Packed against padded attention on a CPU: pytest benchmarks/test_packing.py
 
-Run: pytest benchmarks/test_attention.py. `python -m benchmarks run --suite attention` measures all cases side by side.
 Work: 4 l^2 D FLOP forward and 10 l^2 D backward a head for a sequence of length l; padding pays the longest l for all.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import machine, timing
-from benchmarks.attention.cases import Case
-from benchmarks.attention.implementation import AttentionImplementation
-from benchmarks.attention.suite import SUITE
-from benchmarks.labels import label
-from benchmarks.peer import NotRun, leaves_out
 from conan_fast import soft_mask, soft_mask_attention_varlen
 
 HEADS, KV_HEADS, HEAD_DIM, ALPHA = 4, 2, 64, 0.3
 LENGTHS = torch.linspace(5, 128, 256).int()
 TOTAL, LONGEST = int(LENGTHS.sum()), int(LENGTHS.max())
 CU_SEQLENS = torch.nn.functional.pad(LENGTHS.cumsum(0, dtype=torch.int32), (1, 0))
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CLOCK = timing.Clock(DEVICE)
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -62,25 +52,3 @@ def test_attention(benchmark: Callable[..., object], attention: Callable[[Tensor
     for got, want in zip(step(), step(padded_sdpa), strict=True):  # a wrong result has no time
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
     benchmark(step)
-
-
-@pytest.fixture(scope="module")
-def case() -> Case:
-    return Case(SUITE.shapes(DEVICE.type)[0], DEVICE)
-
-
-@pytest.mark.benchmark(timer=CLOCK)
-@pytest.mark.parametrize("part", SUITE.parts)
-@pytest.mark.parametrize("implementation", SUITE.implementations, ids=lambda implementation: implementation.name)
-def test_suite(benchmark: Any, case: Case, implementation: AttentionImplementation, part: str) -> None:
-    try:
-        with leaves_out(DEVICE, implementation.bytes_needed(case.shape), ours=implementation.role == "ours"):
-            prepared = case.prepare(implementation)
-            step = prepared.step(part)
-            seconds = timing.warm_up(step, CLOCK)
-    except NotRun as reason:
-        pytest.skip(str(reason))
-    benchmark.group = f"attention {part}, {label('attention', vars(case.shape))}"
-    benchmark.pedantic(step, setup=CLOCK.prepare, rounds=max(5, min(200, round(0.2 / seconds))))
-    benchmark.extra_info |= {"relative_errors": prepared.errors, "peak_bytes": prepared.peak_bytes}
-    benchmark.extra_info |= {"machine": machine.facts(DEVICE)}
