@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -47,7 +48,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "conan_fast": {key: value for key, value in build_info().items() if key != "kernels"},
-        "git_commit": _output("git", "rev-parse", "HEAD"),
+        "git_commit": os.environ.get("CONAN_FAST_COMMIT") or _output("git", "rev-parse", "HEAD"),
         "uncommitted_changes": _output("git", "status", "--porcelain", "--untracked-files=no"),
         "csrc_sha256": csrc_sha256(),
     }

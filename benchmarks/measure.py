@@ -23,8 +23,10 @@ class Recorder:
         content = result.read(out).content if out.exists() else None
         content = content or {"format": result.FORMAT, "machine": machine.facts(device), "suites": {}}
         self.run, self.name, self.start = Run(out, content), name, time.monotonic()
-        self.content: dict[str, Any] = {"ceilings": None, "stopped": None, "now": "ceilings", "rows": []}
-        content["suites"][name] = self.content
+        empty: dict[str, Any] = {"ceilings": None, "rows": [], "cases_done": 0, "rows_done": 0}
+        # There is one already where the process died of an implementation, and a new one goes on.
+        self.content: dict[str, Any] = content["suites"].setdefault(name, empty)
+        self.content |= {"stopped": None, "now": "ceilings", "culprit": None, "case": None}
         self._told: set[tuple[str, str]] = set()
         self.progress = suite.Progress(self._add, self._now, self.start + 60 * budget_minutes)
 
@@ -41,12 +43,12 @@ class Recorder:
         self._told.add(told)
         print(f"[{time.monotonic() - self.start:4.0f} s] {line(Row(self.run, self.name, row))}", flush=True)
 
-    def _now(self, what: str) -> None:
-        """What is under way, for the case that the process dies of it; not written in every round."""
-        if "is measured" in what:
-            self.content["now"] = what
-        else:
-            self.write(now=what)
+    def _now(self, what: str, implementation: Implementation | None) -> None:
+        """What is under way, for the case that the process dies of it."""
+        culprit = implementation and {"name": implementation.name, "role": implementation.role}
+        self.content |= {"now": what, "culprit": culprit}
+        if "is measured" not in what:  # that is every call of every round: written only if it is the last
+            self.write()
 
 
 def measure(
@@ -79,13 +81,20 @@ def measure(
         print(f"\n{chosen.name}: {len(shapes)} cases; ceilings: {known}", flush=True)
         clock = timing.Clock(device)
         for number, shape in enumerate(shapes):
+            if number < recorder.content["cases_done"]:
+                continue
             if recorder.progress.over:
                 stopped = f"the budget of {budget_minutes:.1f} minutes was spent, {len(shapes) - number} cases are left"
                 break
+            recorder.write(case=asdict(shape))
             suite.run_shape(left, shape, device, clock, recorder.progress)
+            recorder.write(cases_done=number + 1, rows_done=len(recorder.content["rows"]))
     except KeyboardInterrupt:
         stopped = "Ctrl-C"
-    recorder.write(stopped=stopped, now=None)
+    except Exception:
+        recorder.write()
+        raise
+    recorder.write(stopped=stopped, now=None, culprit=None, case=None)
     rows = recorder.content["rows"]
     if stopped:
         print(f"{chosen.name}: {stopped}", flush=True)

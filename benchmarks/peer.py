@@ -17,6 +17,10 @@ from benchmarks import timing
 Role = Literal["ours", "rival", "bound", "floor"]
 
 
+# Errors of a kernel that has run: the GPU is lost to the process. Older torch says RuntimeError for everything.
+STICKY: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
+
+
 class NotRun(Exception):
     """Left out, and why."""
 
@@ -50,6 +54,8 @@ def leaves_out(device: torch.device, bytes_needed: int, *, ours: bool) -> Iterat
         raise
     except torch.OutOfMemoryError:
         raise NotRun("out of memory") from None
+    except STICKY:  # every later call in this process would fail, too, whoever makes it
+        raise
     except Exception as error:  # a peer may fail in any way, and the others go on
         lines = str(error).splitlines() or [""]
         message = f"{type(error).__name__}: {lines[0].split('. ')[0]}"[:200]

@@ -161,6 +161,12 @@ class Time:
         return self._content["timing"]["rounds"]
 
     @property
+    def of_the_host(self) -> bool:
+        """Whether launching the work took the host about as long."""
+        host_ms = self._content.get("host_ms")
+        return host_ms is not None and host_ms > 0.8 * self.ms
+
+    @property
     def work(self) -> Work:
         return Work(self._content["flop"], self._content["bytes"])
 

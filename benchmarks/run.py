@@ -121,20 +121,36 @@ def _in_processes(options: argparse.Namespace, out: Path, gpu: bool) -> int:
         # torch and compiled peers bring an OpenMP runtime each, whose threads would spin against the other's.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for number, name in enumerate(options.suite):
-        minutes = max(0.01, (end - time.monotonic()) / 60 / (len(options.suite) - number))
-        command = [sys.executable, "-m", "benchmarks", "run", "--here", "--suite", name, "--out", str(out)]
-        command += ["--budget-minutes", str(minutes), "--device", "cuda" if gpu else "cpu"]
-        for option in ("where", "only", "without"):
-            if values := getattr(options, option):
-                command += [f"--{option}", *values]
-        ended = _wait(subprocess.Popen(command, env=environment, cwd=Path(__file__).parent.parent))
+        suite_end = time.monotonic() + (end - time.monotonic()) / (len(options.suite) - number)
+        ended = _suite(options, name, out, suite_end, environment, "cuda" if gpu else "cpu")
         if ended == 130:
             return 130
-        if death := _death(out, name, ended):
-            print(f"{name}: {death}", file=sys.stderr)
         status = status or int(ended != 0)
     print(f"\n{out}\npython -m benchmarks report makes tables and pictures of it")
     return status
+
+
+def _suite(
+    options: argparse.Namespace, name: str, out: Path, end: float, environment: dict[str, str], device: str
+) -> int:
+    """The exit status of one suite; where it dies of an implementation it goes on without it."""
+    without, status = list(options.without), 0
+    while True:
+        minutes = max(0.01, (end - time.monotonic()) / 60)
+        command = [sys.executable, "-m", "benchmarks", "run", "--here", "--suite", name, "--out", str(out)]
+        command += ["--budget-minutes", str(minutes), "--device", device]
+        for option, values in (("where", options.where), ("only", options.only), ("without", without)):
+            command += [f"--{option}", *values] if values else []
+        ended = _wait(subprocess.Popen(command, env=environment, cwd=Path(__file__).parent.parent))
+        death, culprit = (None, None) if ended == 130 else _death(out, name, ended)
+        if death is None:
+            return status or ended
+        print(f"{name}: {death}", file=sys.stderr)
+        status = 1
+        if culprit is None or culprit in without or time.monotonic() > end:
+            return status
+        print(f"{name}: goes on without {culprit}", file=sys.stderr)
+        without.append(culprit)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
@@ -146,16 +162,22 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
             continue
 
 
-def _death(out: Path, name: str, status: int) -> str | None:
-    """How the suite ended, if before its end: noted in the file, too."""
+def _death(out: Path, name: str, status: int) -> tuple[str | None, str | None]:
+    """How the suite ended, if before its end, and with which implementation: it gets a row that says so."""
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"died with exit status {status}"
     try:
         content = result.read(out).content
         suite = content["suites"][name]
     except (result.BadResult, KeyError):
-        return how if status else None
+        return (how if status else None), None
     if suite["now"] is None:
-        return None
-    suite |= {"stopped": f"{how} in {suite['now']}", "now": None}
+        return None, None
+    death, culprit = f"{how} in {suite['now']}", suite["culprit"]
+    if culprit is not None:
+        row = {"case": suite["case"], "implementation": culprit["name"], "role": culprit["role"], "group": 0}
+        row |= {"wrong": culprit["role"] == "ours", "reason": f"the process {how} with it"}
+        suite["rows"] = [*suite["rows"][: suite["rows_done"]], row]
+        suite["rows_done"] += 1
+    suite |= {"stopped": death, "now": None, "culprit": None}
     result.write(out, content)
-    return suite["stopped"]
+    return death, culprit and culprit["name"]

@@ -134,6 +134,32 @@ def test_a_run_with_one_case_and_one_suite_is_enough(tmp_path: Path, content: di
     assert "InfoNCE" not in text
 
 
+def test_a_gpu_run_without_the_kernels_says_so(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert "not the CUDA kernels" not in report(tmp_path, content)
+    for row in content["suites"]["contrastive"]["rows"][:3]:
+        row["case"] |= {"our_backend": "torch", "kernels_not_used": "dims: 7 is no multiple of 16"}
+    text = report(tmp_path, content)
+    cases = "N=16384 K=7 D=3584, 2 dims (dims: 7 is no multiple of 16)."
+    assert f"**Ours is not the CUDA kernels** but the torch backend in: {cases}" in text
+
+
+def test_where_ours_was_never_right_there_is_a_report_all_the_same(tmp_path: Path, content: dict[str, Any]) -> None:
+    for suite in content["suites"].values():
+        for row in suite["rows"]:
+            if row["role"] == "ours":
+                row |= {"wrong": True, "reason": "AcceleratorError: illegal memory access"}
+                del row["parts"]
+    text = report(tmp_path, content)
+    assert "top.svg" not in text and "| `ours` | **WRONG RESULT**: AcceleratorError: illegal" in text
+
+
+def test_times_that_the_host_took_are_marked(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert "°" not in report(tmp_path, content).replace("marked with °", "")
+    for row in content["suites"]["contrastive"]["rows"]:
+        row["parts"] = {"both": row["parts"]["both"] | {"host_ms": 1.9}}
+    assert "2 ms°" in report(tmp_path, content)
+
+
 def test_cpu_results_say_that_gpu_figures_are_missing(tmp_path: Path, content: dict[str, Any]) -> None:
     content["machine"]["gpu"] = None
     text = report(tmp_path, content)

@@ -15,6 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.floors import Ceilings, Work
 from benchmarks.measure import measure
 from benchmarks.peer import Implementation, NotRun, WrongResult
+from benchmarks.run import _death
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -145,8 +146,49 @@ def test_what_does_not_fit_together_is_measured_in_groups_with_ours() -> None:
         for name, size in sizes.items()
     ]
     made = [[i.name for i in group] for group in core.groups(some, Shape(1), 100)]
-    assert made == [["ours", "a"], ["ours", "b"], ["ours", "c"], ["ours", "d"]]
+    assert made == [["ours", "c", "a"], ["ours", "b", "d"]]  # c will not fit at all, and says so in the first group
     assert [[i.name for i in group] for group in core.groups(some, Shape(1), None)] == [list(sizes)]
+
+
+def test_ours_comes_again_only_where_there_is_something_to_compare_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "free_bytes", lambda _: 100)
+    prepared: list[str] = []
+
+    class Counted(Case):
+        def prepare(self, implementation: Sleeper) -> Ready:
+            prepared.append(implementation.name)
+            return super().prepare(implementation)
+
+    absent = replace(failing("absent", ImportError("gone"), "prepare"), bytes=50)
+    peers = [replace(PEER, name=name, bytes=50) for name in ("a", "b")]
+    suite = replace(suite_of(OURS, peers[0], absent, peers[1]), case=Counted)
+    rows: list[dict] = []
+    core.run_shape(suite, Shape(1), CPU, timing.Clock(CPU), core.Progress(rows.append))
+    assert prepared == ["a", "ours", "absent", "b", "ours"] or prepared == ["ours", "a", "absent", "b", "ours"]
+    assert [(row["implementation"], row["group"]) for row in rows] == [("ours", 0), ("a", 0), ("absent", 1), ("b", 2)]
+    # Without ours nothing is a repetition: everybody has a row.
+    rows.clear()
+    core.run_shape(replace(suite, implementations=peers), Shape(1), CPU, timing.Clock(CPU), core.Progress(rows.append))
+    assert [row["implementation"] for row in rows] == ["a", "b"]
+
+
+def test_inputs_that_do_not_fit_leave_rows() -> None:
+    def too_large(*_: object) -> Case:
+        raise torch.OutOfMemoryError("x")
+
+    rows: list[dict] = []
+    suite = replace(suite_of(OURS, PEER), case=too_large)
+    core.run_shape(suite, Shape(1), CPU, timing.Clock(CPU), core.Progress(rows.append))
+    assert [row["reason"] for row in rows] == ["the inputs alone do not fit into memory"] * 2
+
+
+def test_errors_that_take_the_gpu_along_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sticky(RuntimeError):
+        pass
+
+    monkeypatch.setattr("benchmarks.peer.STICKY", (Sticky,))
+    with pytest.raises(Sticky):
+        rows_of(OURS, failing("culprit", Sticky("an illegal memory access"), "prepare"))
 
 
 def test_no_group_is_begun_after_the_deadline() -> None:
@@ -199,33 +241,66 @@ def test_spent_budget_leaves_a_smaller_result(tmp_path: Path) -> None:
     assert suite["rows"] == [] and "2 cases are left" in suite["stopped"]
 
 
-def test_a_suite_that_dies_is_noted_and_the_next_one_runs(
+@pytest.mark.usefixtures("quick")
+def test_a_suite_that_dies_goes_on_without_what_it_died_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The processes of the suites are replaced: one kills itself while a peer is measured, the next ends well."""
-    script = """
-import json, os, sys
-out, name = sys.argv[sys.argv.index("--out") + 1], sys.argv[sys.argv.index("--suite") + 1]
-content = json.load(open(out)) if os.path.exists(out) else {"format": 1, "machine": {}, "suites": {}}
-now = "L=1: peer is measured, forward" if name == "attention" else None
-content["suites"][name] = {"stopped": None, "now": now, "rows": []}
-json.dump(content, open(out, "w"))
-if name == "attention": os.kill(os.getpid(), 9)
-"""
-    popen, commands = subprocess.Popen, []
+    """Suites run in this process: with "deadly" attention does not survive its second case."""
 
-    def replaced(command: list[str], **options: object) -> subprocess.Popen:
-        commands.append(command)
-        return popen([sys.executable, "-c", script, *command[4:]], **options)
+    class Deadly(Case):
+        def __init__(self, shape: Shape, device: torch.device) -> None:
+            self.size = shape.size
 
-    monkeypatch.setattr(subprocess, "Popen", replaced)
+        def prepare(self, implementation: Sleeper) -> Ready:
+            if implementation.name == "deadly" and self.size == 2:
+                raise SystemExit(-9)
+            return Ready(implementation)
+
+    deadly = Sleeper(name="deadly", role="rival", about="")
+    found = {
+        "attention": replace(suite_of(OURS, deadly, PEER), case=Deadly),
+        "step": replace(suite_of(OURS), name="step"),
+    }
+    monkeypatch.setattr(suites, "load", found.__getitem__)
+
+    class Here:
+        def __init__(self, command: list[str], **_: object) -> None:
+            try:
+                self.status = main(command[3:])
+            except SystemExit as error:
+                self.status = error.code
+
+        def wait(self) -> int:
+            return self.status
+
+    monkeypatch.setattr(subprocess, "Popen", Here)
     out = tmp_path / "result.json"
-    assert main(["run", "--suite", "attention,step", f"--out={out}", "--device=cpu", "--only", "ours"]) == 1
-    content = json.loads(out.read_text())
-    assert content["suites"]["attention"]["stopped"] == "was killed by SIGKILL in L=1: peer is measured, forward"
-    assert content["suites"]["step"]["stopped"] is None
-    assert [command[command.index("--only") + 1] for command in commands] == ["ours", "ours"]
-    assert "was killed by SIGKILL" in capfd.readouterr().err
+    assert main(["run", "--suite", "attention,step", f"--out={out}", "--device=cpu"]) == 1
+    run = result.read(out)
+    assert run.stopped("attention") is None and run.stopped("step") is None
+    rows = [(row["case"]["size"], row.name, row["reason"]) for row in run.rows("attention")]
+    died = "the process was killed by SIGKILL with it"
+    assert rows[:3] == [(1, "ours", None), (1, "deadly", None), (1, "peer", None)]
+    assert rows[3:] == [(2, "deadly", died), (2, "ours", None), (2, "peer", None)]
+    assert len(run.rows("step")) == 2 and not any(row["wrong"] for row in run.rows("attention"))
+    assert "goes on without deadly" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_suite_that_dies_for_itself_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Case:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(suites, "load", lambda _: replace(suite_of(OURS), case=broken))
+    popen = subprocess.Popen
+    script = "import sys; sys.exit(1)"
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **options: popen([sys.executable, "-c", script], **options))
+    out = tmp_path / "result.json"
+    with pytest.raises(RuntimeError):
+        measure(suites.load("attention"), CPU, out, budget_minutes=1)
+    assert "inputs" in json.loads(out.read_text())["suites"]["attention"]["now"]
+    assert _death(out, "attention", 1) == ("died with exit status 1 in attention {'size': 1}: inputs", None)
+    assert "inputs" in result.read(out).stopped("attention")
 
 
 @pytest.mark.parametrize(

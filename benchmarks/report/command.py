@@ -27,12 +27,15 @@ MISSING = (
 HOW = """\
 - All implementations of a case are checked against the exact result (float64 where feasible) on poisoned memory; one
   that is wrong is named and has no time. Then they run in the same rounds, in random order: at least 30 rounds, or what
-  20 seconds allow (CPU: 12), after a warm-up; on a GPU timed by CUDA events, with the L2 cache overwritten before each
+  8 seconds allow (CPU: 12), after a warm-up; on a GPU timed by CUDA events, with the L2 cache overwritten before each
   call; small inputs take turns.
 - Times are medians. "/ ours" is the median over the rounds of (time / our time in the same round), in brackets its
   99 % interval; it is called a difference if the interval excludes 1 and the ratio is more than 1 % from it.
 - The floor is the larger of FLOP / measured matrix product rate and bytes / measured copy rate. FLOP and bytes are
   useful work alone: what an implementation recomputes, pads or copies does not count. MFU is of the measured rate, too.
+- A time marked with ° is hardly more than what the host took to launch the work: another host, or a CUDA graph, would
+  change it. A training step is timed alone, from texts to changed weights: what a loop would overlap with the step
+  before, such as tokenising, counts.
 - Peak memory is above the inputs; of a step it is everything. On a CPU it is the process's, to about a MiB.
 """
 TITLES = {"attention": "Soft-masked attention", "contrastive": "InfoNCE", "step": "The training step"}
@@ -89,9 +92,12 @@ def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str)
     yield f"## In a minute: {where}"
     if run.stale(today):
         yield "> **Stale**: measured with other kernels (csrc/) than those of today. To be measured again."
+    if cases := tables.fallbacks(run, names):
+        yield f"> **Ours is not the CUDA kernels** but the torch backend in: {cases}."
     yield summary.table(run, names)
     saved = _pictures(run, names, today, pictures, prefix)
-    yield _picture(saved, "top", "Times of the most telling cases, ours beside the peers")
+    if "top" in saved:
+        yield _picture(saved, "top", "Times of the most telling cases, ours beside the peers")
     yield "\n".join(_machine(run, names))
     for name in names:
         yield from _of_suite(run, name, saved)

@@ -19,9 +19,11 @@ _TITLES = {"attention": "Soft-masked attention", "contrastive": "InfoNCE", "step
 Value = Callable[[Row], float | None]
 
 
-def top(run: Run, suites: Sequence[str]) -> Figure:
-    """Bars: the most telling case of each suite, everybody who was right."""
+def top(run: Run, suites: Sequence[str]) -> Figure | None:
+    """Bars: the most telling case of each suite, everybody who was right; None where ours never was."""
     panels = [(suite, rows) for suite in suites for rows in telling(run, suite)]
+    if not panels:
+        return None
     heights = [1.1 + 0.24 * len(_bars(rows)) for _, rows in panels]
     figure, axes = plt.subplots(
         len(panels), 1, figsize=(8, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
@@ -151,7 +153,8 @@ def roofline(run: Run, suites: Sequence[str]) -> Figure:
     axis.set_xlabel("useful FLOP per byte that must move")
     axis.set_ylabel("TFLOP/s")
     axis.grid(True)
-    axis.legend(loc="lower right")
+    if kinds:
+        axis.legend(loc="lower right")
     return figure
 
 

@@ -35,7 +35,7 @@ def _lines(run: Run, suite: str) -> Iterator[list[str]]:
     for rows in telling(run, suite):
         ours = next(row for row in rows if row.name == "ours")
         for time in ours.times():
-            cells = [f"{_NAMES[suite, time.part]}<br>{ours.case}", text.milliseconds(time.ms)]
+            cells = [f"{_NAMES[suite, time.part]}<br>{ours.case}", text.milliseconds(time.ms) + "°" * time.of_the_host]
             cells.append(f"{time.share_of_floor:.0%} ({text.milliseconds(time.floor_ms)})")
             for role in ("rival", "bound"):
                 cells.append(_versus(closest(rows, time.part, role)))

@@ -26,7 +26,11 @@ def of_case(rows: Sequence[Row]) -> str:
         cells = [f"`{row.name}`", _ROLES[row.role]]
         for time in row.times():
             low, high = time.spread
-            cells += [text.milliseconds(time.ms), f"{low:.3g}-{high:.3g}", text.ratio(time.versus_ours)]
+            cells += [
+                text.milliseconds(time.ms) + "°" * time.of_the_host,
+                f"{low:.3g}-{high:.3g}",
+                text.ratio(time.versus_ours),
+            ]
             cells += [f"{time.flop_per_s / 1e12:.3g}", f"{time.share_of_floor:.1%}"]
         rounds = [time.rounds for time in row.times()]
         cells += [text.memory(row["peak_bytes"]), str(min(rounds))]
@@ -49,6 +53,17 @@ def absent(run: Run, suite: str) -> str:
         count = "every case" if len(where) == len(cases) else "; ".join(where)
         lines.append([f"`{name}`", f"**WRONG RESULT**: {reason}" if wrong else reason, count])
     return text.table(["without a time", "why", "where"], lines, numbers_from=3)
+
+
+def fallbacks(run: Run, suites: Sequence[str]) -> str | None:
+    """Cases on a GPU in which ours was not the kernels; None where there are none."""
+    without = {
+        f"{row.case} ({row['case'].get('kernels_not_used') or 'the kernels are missing'})": None
+        for suite in suites
+        for row in run.rows(suite)
+        if run.gpu and row["case"].get("our_backend", "cuda") != "cuda"
+    }
+    return "; ".join(without) or None
 
 
 def about(run: Run, suite: str, known: dict[str, str]) -> str:
@@ -82,7 +97,7 @@ def steps(rows: Sequence[Row]) -> str:
                 [
                     row.case,
                     f"`{row.name}`",
-                    text.milliseconds(time.ms),
+                    text.milliseconds(time.ms) + "°" * time.of_the_host,
                     f"{row['tokens'] / time.ms * 1e3:,.0f}",
                     f"{time.flop_per_s / product:.1%}",
                     text.memory(row["peak_bytes"]),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import timing
+from benchmarks.attention.peers import ours
 from benchmarks.peer import NotRun, WrongResult
 from benchmarks.step import exact
 from benchmarks.step.breakdown import breakdown
@@ -63,6 +64,7 @@ class Case:
             "longest_text": int(lengths(shape).max()),
             "dims": shape.dims,
             "alpha": self.task.alpha,
+            "our_backend": ours.backend(device),  # of attention, if the head_dim is one of the kernels'
         }
 
     def prepare(self, implementation: StepImplementation) -> Prepared:
