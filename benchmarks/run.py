@@ -123,10 +123,11 @@ def _in_processes(options: argparse.Namespace, out: Path, gpu: bool) -> int:
     for number, name in enumerate(options.suite):
         suite_end = time.monotonic() + (end - time.monotonic()) / (len(options.suite) - number)
         ended = _suite(options, name, out, suite_end, environment, "cuda" if gpu else "cpu")
+        status = 130 if ended == 130 else status or int(ended != 0)
         if ended == 130:
-            return 130
-        status = status or int(ended != 0)
-    print(f"\n{out}\npython -m benchmarks report makes tables and pictures of it")
+            break
+    if out.exists():
+        print(f"\n{out}\npython -m benchmarks report makes tables and pictures of it")
     return status
 
 
