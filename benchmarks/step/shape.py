@@ -98,4 +98,5 @@ def shapes(device_type: str) -> list[Shape]:
         Shape("weak", "conan-1.4b", 64, 4096),
         Shape("weak", "small", 64, 65_536),  # long texts: 512 tokens in the mean
         Shape("weak", "small", 64, 4096),
+        Shape("weak", "tiny", 64, 4096),
     ]
