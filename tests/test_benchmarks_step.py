@@ -203,7 +203,7 @@ def test_order_of_gpu_shapes() -> None:
     found = shapes("cuda")
     assert found[0] == Shape("weak", "conan-1.4b", 64, 16_384) and found[1] == replace(found[0], stage="supervised")
     assert (found[2].model, found[2].batch_size, found[2].tokens) == ("small", 4096, 65_536)
-    assert len(set(found)) == len(found) == 12
+    assert len(set(found)) == len(found) == 13
     assert {shape.model for shape in shapes("cpu")} == {"tiny"}
 
 
