@@ -8,6 +8,7 @@ python -m benchmarks explain  what a kernel takes (registers, instructions) and 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         module.add_arguments(parsers[name])
     options = parser.parse_args(arguments)
-    return COMMANDS[options.command].main(options)
+    try:
+        return COMMANDS[options.command].main(options)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":
