@@ -15,7 +15,7 @@ class Ceilings:
     """What the machine was measured to do at most.
 
     product_flop_per_s: of a large matrix product in `dtype`. copy_bytes_per_s: read + written by a large copy.
-    launch_s: from one empty kernel to the next (CPU: a call of torch on one number).
+    launch_s: from one very small kernel to the next (CPU: a call of torch on one number).
     """
 
     dtype: str

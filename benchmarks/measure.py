@@ -69,9 +69,9 @@ def measure(
     left = replace(chosen, implementations=[i for i in chosen.implementations if wanted(i)])
     shapes = [shape for shape in chosen.shapes(device.type) if _fits(asdict(shape), where)]
     if not left.implementations or not shapes:
-        print(f"{chosen.name}: nothing to measure: --where leaves {len(shapes)} cases; of the implementations")
-        print(f"{', '.join(i.name for i in chosen.implementations)} --only and --without leave", end=" ")
-        print(f"{len(left.implementations)}")
+        known = ", ".join(i.name for i in chosen.implementations)
+        print(f"{chosen.name}: nothing to measure: --where leaves {len(shapes)} cases, --only and --without leave")
+        print(f"{len(left.implementations)} implementations of {known}")
         return 0
     recorder = Recorder(out, chosen.name, device, budget_minutes)
     stopped = None

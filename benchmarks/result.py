@@ -25,6 +25,13 @@ class DifferentRuns(ValueError):
     """A ratio was asked for whose two times were not taken side by side."""
 
 
+def without_time(
+    case: Json, name: str, role: str, *, group: int = 0, wrong: bool = False, reason: str | None = None
+) -> Json:
+    """A row of a suite as far as one without times goes; `reason` is None where times are added."""
+    return {"case": case, "implementation": name, "role": role, "group": group, "wrong": wrong, "reason": reason}
+
+
 def write(path: Path, result: Json) -> None:
     """At once: whoever reads sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

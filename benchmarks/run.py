@@ -31,12 +31,14 @@ import torch
 from benchmarks import machine, result, suites
 from benchmarks.measure import measure
 
-SUITES = ("attention", "contrastive", "step")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--suite", type=_suites, default=list(SUITES), metavar="NAMES", help=f"of {','.join(SUITES)} (default: all)"
+        "--suite",
+        type=_suites,
+        default=list(suites.NAMES),
+        metavar="NAMES",
+        help=f"of {','.join(suites.NAMES)} (default: all)",
     )
     parser.add_argument(
         "--budget-minutes", type=float, default=8.0, help="of all suites together, divided evenly (default: 8)"
@@ -58,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _suites(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
-    if not names or not set(names) <= set(SUITES):
-        raise argparse.ArgumentTypeError(f"{text!r}: takes names of {', '.join(SUITES)}, separated by commas")
+    if not names or not set(names) <= set(suites.NAMES):
+        raise argparse.ArgumentTypeError(f"{text!r}: takes names of {', '.join(suites.NAMES)}, separated by commas")
     return list(dict.fromkeys(names))
 
 
@@ -175,8 +177,8 @@ def _death(out: Path, name: str, status: int) -> tuple[str | None, str | None]:
         return None, None
     death, culprit = f"{how} in {suite['now']}", suite["culprit"]
     if culprit is not None:
-        row = {"case": suite["case"], "implementation": culprit["name"], "role": culprit["role"], "group": 0}
-        row |= {"wrong": culprit["role"] == "ours", "reason": f"the process {how} with it"}
+        wrong, reason = culprit["role"] == "ours", f"the process {how} with it"
+        row = result.without_time(suite["case"], culprit["name"], culprit["role"], wrong=wrong, reason=reason)
         suite["rows"] = [*suite["rows"][: suite["rows_done"]], row]
         suite["rows_done"] += 1
     suite |= {"stopped": death, "now": None, "culprit": None}

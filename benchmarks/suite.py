@@ -14,6 +14,7 @@ import torch
 from benchmarks import paired, timing
 from benchmarks.floors import Work
 from benchmarks.peer import Implementation, NotRun, WrongResult, leaves_out
+from benchmarks.result import without_time
 
 Row = dict[str, Any]
 
@@ -98,7 +99,7 @@ def run_shape(suite: Suite[S], shape: S, device: torch.device, clock: timing.Clo
     except torch.OutOfMemoryError:
         for implementation in suite.implementations:
             reason = "the inputs alone do not fit into memory"
-            progress.row(_row_without_time(asdict(shape), implementation, 0, wrong=False, reason=reason))
+            progress.row(without_time(asdict(shape), implementation.name, implementation.role, reason=reason))
         return
     for number, group in enumerate(groups(suite.implementations, shape, timing.free_bytes(device))):
         if progress.over:
@@ -127,19 +128,6 @@ def groups(implementations: Sequence[Implementation], shape: Any, free: int | No
         used += needed
     if group:
         yield group
-
-
-def _row_without_time(
-    case: dict[str, Any], implementation: Implementation, group: int, *, wrong: bool, reason: str | None
-) -> Row:
-    return {
-        "case": case,
-        "implementation": implementation.name,
-        "role": implementation.role,
-        "group": group,
-        "wrong": wrong,
-        "reason": reason,
-    }
 
 
 class _Group:
@@ -243,7 +231,8 @@ class _Group:
     ) -> Row:
         wrong, reason = self._reasons.get(implementation, (False, None))
         case = asdict(self.shape) | self.case.facts
-        row = _row_without_time(case, implementation, self.number, wrong=wrong, reason=reason)
+        name, role = implementation.name, implementation.role
+        row = without_time(case, name, role, group=self.number, wrong=wrong, reason=reason)
         if reason is None and prepared is not None:
             row |= {"peak_bytes": prepared.peak_bytes, "relative_errors": prepared.errors, **prepared.after()}
             row["parts"] = {}

@@ -7,6 +7,8 @@ from typing import Any
 
 from benchmarks.suite import Suite
 
+NAMES = ("attention", "contrastive", "step")
+
 
 def load(name: str) -> Suite[Any]:
     return importlib.import_module(f"benchmarks.{name}.suite").SUITE

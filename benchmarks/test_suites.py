@@ -14,13 +14,15 @@ import torch
 from benchmarks import machine, suites, timing
 from benchmarks.labels import label
 from benchmarks.peer import Implementation, NotRun, leaves_out
-from benchmarks.run import SUITES
 from benchmarks.suite import Shape
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLOCK = timing.Clock(DEVICE)
 ALL = [
-    (name, part, i) for name in SUITES for i in suites.load(name).implementations for part in suites.load(name).parts
+    (name, part, i)
+    for name in suites.NAMES
+    for i in suites.load(name).implementations
+    for part in suites.load(name).parts
 ]
 
 

@@ -131,7 +131,7 @@ def test_a_run_with_one_case_and_one_suite_is_enough(tmp_path: Path, content: di
     content["suites"] = {"attention": attention}
     text = report(tmp_path, content)
     assert "The run is incomplete: it was cut off in L=8192: flex is checked." in text
-    assert "InfoNCE" not in text
+    assert "InfoNCE" not in text and "**Not measured at all: contrastive, step.**" in text
 
 
 def test_a_gpu_run_without_the_kernels_says_so(tmp_path: Path, content: dict[str, Any]) -> None:

@@ -164,7 +164,7 @@ def test_ours_comes_again_only_where_there_is_something_to_compare_with(monkeypa
     suite = replace(suite_of(OURS, peers[0], absent, peers[1]), case=Counted)
     rows: list[dict] = []
     core.run_shape(suite, Shape(1), CPU, timing.Clock(CPU), core.Progress(rows.append))
-    assert prepared == ["a", "ours", "absent", "b", "ours"] or prepared == ["ours", "a", "absent", "b", "ours"]
+    assert prepared == ["ours", "a", "absent", "b", "ours"]
     assert [(row["implementation"], row["group"]) for row in rows] == [("ours", 0), ("a", 0), ("absent", 1), ("b", 2)]
     # Without ours nothing is a repetition: everybody has a row.
     rows.clear()
@@ -336,7 +336,7 @@ def test_suites_are_added_to_a_result_of_the_same_machine_only(tmp_path: Path, c
 
 
 def test_every_suite_loads_and_names_each_implementation_once() -> None:
-    for name in ("attention", "contrastive", "step"):
+    for name in suites.NAMES:
         suite = suites.load(name)
         names = [implementation.name for implementation in suite.implementations]
         assert suite.name == name and len(names) == len(set(names)) and names[0] == "ours"
@@ -365,4 +365,6 @@ def test_peak_memory_of_a_cpu() -> None:
         torch.ones(2**24, dtype=torch.float32).sum()  # 64 MiB
 
     peak = timing.peak_above(timing.allocated_bytes(CPU), step, CPU)
-    assert peak is None or 60 < peak / 2**20 < 80
+    if peak is None:
+        pytest.skip("this system does not count the peak of a process")
+    assert 60 < peak / 2**20 < 80

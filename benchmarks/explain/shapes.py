@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.contrastive.shape import PAPER
 from conan_fast import _info_nce_plan
 
-PAPER_DIMS = (256, 512, 1024, 1536, 2048, 3072, 3584)
+PAPER_DIMS = PAPER[3584]
 # csrc/contrastive/params.h: kTile, kSegment, kGroupRows, kMaxPrefixes.
 TILE, SEGMENT, GROUP_ROWS, MAX_PREFIXES = 128, 64, 32, 32
 

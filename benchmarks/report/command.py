@@ -62,6 +62,9 @@ def main(options: argparse.Namespace) -> int:
         if run is not None:
             shown.setdefault(id(run), (run, []))[1].append(suite)
     chosen = sorted(shown.values(), key=lambda pair: pair[0].gpu is None)
+    if not chosen:
+        print("python -m benchmarks report: the results have no row", file=sys.stderr)
+        return 2
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(
         "\n\n".join(_report(chosen, today, options.out.parent / "pictures")) + "\n", encoding="utf-8"
@@ -81,6 +84,8 @@ def _report(chosen: Sequence[tuple[Run, list[str]]], today: str, pictures: Path)
         yield MISSING
     elif missing:
         yield f"**No GPU has measured the suites {', '.join(missing)}**: their figures are a CPU's."
+    if never := [suite for suite in TITLES if all(suite not in names for _, names in chosen)]:
+        yield f"**Not measured at all: {', '.join(never)}.**"
     for number, (run, names) in enumerate(chosen):
         yield from _of_run(run, names, today, pictures, f"{number}-" if number else "")
     yield "## How it was measured"

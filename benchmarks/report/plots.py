@@ -221,9 +221,7 @@ def _lines(
     axis.set_xticks(sorted({row["case"][field] for row in of_all}))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.xaxis.set_major_formatter(
-        FuncFormatter(lambda number, _: f"{number / 1024:g}k" if number >= 1024 else f"{number:g}")
-    )
+    axis.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axis.grid(True)
 
 

@@ -45,10 +45,6 @@ class Texts:
     def first(self, pairs: int) -> Texts:
         return Texts(self.rows[:pairs], self.tokenizer, self.num_negatives, self.max_length)
 
-    @property
-    def pool_size(self) -> int:
-        return len(self.rows[0].negatives)
-
     def columns(self) -> dict[str, list[str]]:
         """Queries, positives, and each pair's first negative, second negative and so on, by name."""
         negatives = zip(*(row.negatives[: self.num_negatives] for row in self.rows), strict=True)

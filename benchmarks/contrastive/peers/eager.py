@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from benchmarks.contrastive.implementation import (
     TEMPERATURE,
@@ -15,31 +15,22 @@ from benchmarks.contrastive.implementation import (
     Inputs,
     Loss,
     Work,
-    all_candidates,
     with_autograd,
 )
+from benchmarks.contrastive.peers.once_per_dim import loss_once_per_dim, once_per_dim
 
 
-def _eager_loss(dims: Sequence[int]) -> Loss:
-    def loss(queries: Tensor, *others: Tensor) -> Tensor:
-        candidates = all_candidates(*others)
-        labels = torch.arange(len(queries), device=queries.device)
-        total = queries.new_zeros(())
-        for dim in dims:
-            q, c = normalize(queries[:, :dim], dim=1), normalize(candidates[:, :dim], dim=1)
-            total = total + cross_entropy(q @ c.T / TEMPERATURE, labels)
-        return total
-
-    return loss
+def _cross_entropy(queries: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(queries @ candidates.T / TEMPERATURE, labels)
 
 
 def eager(inputs: Inputs, dims: Sequence[int]) -> Work:
-    return with_autograd(inputs, _eager_loss(dims))
+    return once_per_dim(inputs, dims, _cross_entropy)
 
 
 @lru_cache(maxsize=1)
 def _compiled_loss(dims: tuple[int, ...], _: torch.Size) -> Loss:
-    return torch.compile(_eager_loss(dims), dynamic=False)
+    return torch.compile(loss_once_per_dim(dims, _cross_entropy), dynamic=False)
 
 
 def eager_compiled(inputs: Inputs, dims: Sequence[int]) -> Work:

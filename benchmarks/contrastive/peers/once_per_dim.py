@@ -8,21 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.contrastive.implementation import Inputs, Work, all_candidates, with_autograd
+from benchmarks.contrastive.implementation import Inputs, Loss, Work, all_candidates, with_autograd
 from benchmarks.peer import NotRun
 
 CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]  # of queries [N, d], candidates [M, d] and labels [N]; a mean
 
 
-def once_per_dim(inputs: Inputs, dims: Sequence[int], cross_entropy: CrossEntropy) -> Work:
-    labels = torch.arange(len(inputs[0]), device=inputs[0].device)
-
+def loss_once_per_dim(dims: Sequence[int], cross_entropy: CrossEntropy) -> Loss:
     def loss(queries: Tensor, *others: Tensor) -> Tensor:
-        candidates = all_candidates(*others)
+        candidates, labels = all_candidates(*others), torch.arange(len(queries), device=queries.device)
         prefixes = ((normalize(x[:, :dim], dim=1) for x in (queries, candidates)) for dim in dims)
         return torch.stack([cross_entropy(q, c, labels) for q, c in prefixes]).sum()
 
-    return with_autograd(inputs, loss)
+    return loss
+
+
+def once_per_dim(inputs: Inputs, dims: Sequence[int], cross_entropy: CrossEntropy) -> Work:
+    return with_autograd(inputs, loss_once_per_dim(dims, cross_entropy))
 
 
 def needs_a_gpu(inputs: Inputs) -> None:
