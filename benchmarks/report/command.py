@@ -97,6 +97,8 @@ def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str)
     yield f"## In a minute: {where}"
     if run.stale(today):
         yield "> **Stale**: measured with other kernels (csrc/) than those of today. To be measured again."
+    if cases := tables.wrong_ours(run, names):
+        yield f"> **A result of ours was wrong** in: {cases}."
     if cases := tables.fallbacks(run, names):
         yield f"> **Ours is not the CUDA kernels** but the torch backend in: {cases}."
     yield summary.table(run, names)

@@ -55,6 +55,17 @@ def absent(run: Run, suite: str) -> str:
     return text.table(["without a time", "why", "where"], lines, numbers_from=3)
 
 
+def wrong_ours(run: Run, suites: Sequence[str]) -> str | None:
+    """Cases in which a result of ours was wrong; None where there are none."""
+    wrong = [
+        f"{row.case}, `{row.name}` ({row['reason']})"
+        for suite in suites
+        for row in run.rows(suite)
+        if row["wrong"] and row.role == "ours"
+    ]
+    return "; ".join(wrong) or None
+
+
 def fallbacks(run: Run, suites: Sequence[str]) -> str | None:
     """Cases on a GPU in which ours was not the kernels; None where there are none."""
     without = {
