@@ -2,9 +2,10 @@
 
 from ._backends import build_info
 from ._version import __version__
-from .attention import soft_mask_attention, soft_mask_attention_varlen
-from .contrastive import InfoNCE, cosent, info_nce
-from .soft_mask import SoftMaskSchedule, soft_mask
+from .attention.operator import soft_mask_attention, soft_mask_attention_varlen
+from .attention.soft_mask import SoftMaskSchedule, soft_mask
+from .contrastive.cosent import cosent
+from .contrastive.info_nce import InfoNCE, info_nce
 
 __all__ = [
     "InfoNCE",

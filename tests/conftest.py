@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import emulation
 import pytest
 import torch
 
 from conan_fast import _backends
+from tests.support import emulated_module
 from train.__main__ import main
 
 torch.set_num_threads(2)
@@ -20,13 +20,13 @@ torch.set_num_threads(2)
 @pytest.fixture(scope="session")
 def emulated() -> ModuleType:
     """conan_fast._emulated, built if need be; from then on backend="emulated" exists."""
-    if emulation.NAME in sys.modules:
-        return sys.modules[emulation.NAME]
+    if emulated_module.NAME in sys.modules:
+        return sys.modules[emulated_module.NAME]
     if built := os.environ.get("CONAN_FAST_EMULATED"):
-        return emulation.load(Path(built))
-    if reason := emulation.compiler_missing():
+        return emulated_module.load(Path(built))
+    if reason := emulated_module.compiler_missing():
         pytest.skip(reason)
-    return emulation.load(emulation.build("tests"))
+    return emulated_module.load(emulated_module.build("tests"))
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])

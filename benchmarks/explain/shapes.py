@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.contrastive.shape import PAPER
-from conan_fast import _info_nce_plan
+from conan_fast.contrastive.kernel_backend import workspace
 
 PAPER_DIMS = PAPER[3584]
 # csrc/contrastive/params.h: kTile, kSegment, kGroupRows, kMaxPrefixes.
@@ -65,11 +65,11 @@ class ContrastiveShape:
     def whole_rows(self, element_size: int) -> int | None:
         """How many rows go together with all candidates; None: the work goes in blocks, with a fourth product."""
         columns = [self.pairs, *([self.pairs * self.negatives] if self.negatives else [])]
-        problem = _info_nce_plan.Problem(
+        problem = workspace.Problem(
             rows=self.pairs, columns=columns, dims=len(self.dims), element=element_size,
             width=ceil_to(self.dim, 8), private=0, tile=TILE, segment=SEGMENT,
         )  # fmt: skip
-        return _info_nce_plan.whole_rows(problem)
+        return workspace.whole_rows(problem)
 
     def __str__(self) -> str:
         return f"N={self.pairs:,} K={self.negatives} D={self.dim:,} dims={','.join(map(str, self.dims))}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-from conan_fast.attention import soft_mask_attention, soft_mask_attention_varlen
+from conan_fast.attention.operator import soft_mask_attention, soft_mask_attention_varlen
 
 NAME = "conan_soft_mask"
 

@@ -1,0 +1,126 @@
+"""The kernel backends of soft-masked attention: allocates what the kernels write, hands tensors over, starts them.
+
+The same code serves "cuda" and "emulated" (the kernels compiled for the CPU). On a GPU nothing here waits for it.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack
+
+from .. import _checks, _native
+from .settings import Settings
+
+DTYPES = (torch.bfloat16, torch.float16)
+SATURATION_CODES = {name: code for code, name in enumerate(_checks.SATURATIONS)}  # the order of csrc/saturation.h
+
+
+class NativeAttention:
+    """`forward` and `backward` as in `_attention_torch.py`, by the kernels of one compiled module."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+
+    @property
+    def _module(self) -> ModuleType:
+        return _native.module(self._backend)
+
+    def refusal(self, q: Tensor) -> Exception | None:
+        """What is wrong with these inputs for the kernels; None if nothing is."""
+        device = "cuda" if self._backend == "cuda" else "cpu"
+        if q.device.type != device:
+            return ValueError(f"q must be on a {device} device for backend={self._backend!r}, got {q.device}")
+        if q.dtype not in DTYPES:
+            return TypeError(f"q must be bfloat16 or float16 for the kernels, got {q.dtype}")
+        if q.shape[-1] not in _head_dims(self._backend):
+            taken = ", ".join(map(str, _head_dims(self._backend)))
+            return ValueError(f"q must have a head_dim out of {taken} for the kernels, got {q.shape[-1]}")
+        reason = _native.gpu_refusal(q.device.index) if device == "cuda" else None
+        return RuntimeError(reason) if reason else None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+        """(out like q, natural logsumexp of each row [..., heads, tokens], float32)."""
+        q, k, v = _aligned(q), _aligned(k), _aligned(v)
+        shared, schedule = self._arguments(q, settings)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        logsumexp = torch.empty(
+            (*q.shape[:-3], q.shape[-2], q.shape[-3]), dtype=torch.float32, device=q.device
+        )  # [..., heads, tokens]
+        self._module.attention_forward(
+            to_dlpack(q), to_dlpack(k), to_dlpack(v), *shared, to_dlpack(out), to_dlpack(logsumexp),
+            _capsule(schedule), _stream(q.device),
+        )  # fmt: skip
+        return out, logsumexp
+
+    def backward(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, settings: Settings
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(dq, dk, dv). Deterministic: dq comes from a kernel of its own, in place of atomic additions."""
+        grad_out, q, k, v, out = (_aligned(x) for x in (grad_out, q, k, v, out))
+        logsumexp = logsumexp.contiguous()
+        shared, schedule = self._arguments(q, settings)
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        delta = torch.empty(logsumexp.shape, dtype=torch.float32, device=q.device)
+        dq_sum = None
+        if not (settings.deterministic or torch.are_deterministic_algorithms_enabled()):
+            dq_sum = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+        self._module.attention_backward(
+            to_dlpack(grad_out), to_dlpack(q), to_dlpack(k), to_dlpack(v), to_dlpack(out), to_dlpack(logsumexp),
+            *shared, to_dlpack(dq), to_dlpack(dk), to_dlpack(dv), _capsule(dq_sum), to_dlpack(delta),
+            _capsule(schedule), _stream(q.device),
+        )  # fmt: skip
+        if dq_sum is not None:
+            torch.mul(dq_sum, settings.scale, out=dq)
+        return dq, dk, dv
+
+    def _arguments(self, q: Tensor, settings: Settings) -> tuple[list[object], Tensor | None]:
+        """What the kernels of both passes take: cu_seqlens, max_seqlen, alpha (twice), saturation, scale; and, for a
+        packed batch, the scratch memory in which they list the tiles of all sequences.
+        """
+        cu_seqlens, schedule = settings.cu_seqlens, None
+        if cu_seqlens is not None:
+            if cu_seqlens.device.type == "cpu":  # on a GPU the kernels cut offsets to what exists
+                _checks.sequences(cu_seqlens, settings.max_seqlen, q.shape[0])
+            cu_seqlens = cu_seqlens.contiguous()
+            slots = self._module.schedule_slots(q.shape[0], len(cu_seqlens) - 1)
+            schedule = torch.empty((slots, 4), dtype=torch.int32, device=q.device)
+        alpha, alpha_tensor = _alpha(settings.alpha, settings.alpha_tensor, q.device)
+        code = SATURATION_CODES[settings.saturation]
+        arguments = [_capsule(cu_seqlens), settings.max_seqlen, alpha, _capsule(alpha_tensor), code, settings.scale]
+        return arguments, schedule
+
+
+@torch.compiler.assume_constant_result
+def _head_dims(backend: str) -> list[int]:
+    dims: list[int] = _native.module(backend).head_dims
+    return dims
+
+
+def _capsule(x: Tensor | None) -> object:
+    return None if x is None else to_dlpack(x)
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x, or a copy where its rows are not contiguous and aligned to 16 bytes."""
+    *outer, inner = x.stride()
+    if inner == 1 and all(stride % 8 == 0 for stride in outer) and x.data_ptr() % 16 == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _alpha(alpha: float, alpha_tensor: Tensor | None, device: torch.device) -> tuple[float, Tensor | None]:
+    """A number where the value is on the host of a GPU, else a float32 tensor on the device, which the kernels read."""
+    if alpha_tensor is None:
+        return alpha, None
+    if alpha_tensor.device.type == "cpu":
+        _checks.alpha_value(alpha_tensor.item())
+    if alpha_tensor.device != device:
+        return float(alpha_tensor.item()), None
+    return alpha, alpha_tensor.to(torch.float32)

@@ -1,0 +1,260 @@
+"""InfoNCE against the plain definition in float64: values, gradients, ids, scopes, Matryoshka dims, chunks."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conan_fast import info_nce, reference
+from conan_fast.contrastive import norms
+from conan_fast.contrastive.torch_backend import passes as torch_passes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poisoned_memory():
+    """In this mode torch fills new, unwritten memory with NaN, so an output left unwritten shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def random_features(rows, negatives, size, dtype=torch.float64, seed=0):
+    """Queries, positives and negatives (None for `negatives` None), all requiring gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(rows, size), (rows, size)] + ([] if negatives is None else [(rows, negatives, size)])
+    features = [torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [x.requires_grad_() for x in features]
+
+
+def everything(function, features, temperature, **options):
+    """(loss, loss per dim, negative scores, gradients of all features and of log temperature).
+
+    Of the logarithm, because dL/dt itself carries the rounding of L times 1 / t^2.
+    """
+    tau = torch.tensor(temperature, dtype=features[0].dtype, requires_grad=True)
+    result = function(*features, temperature=tau, **options)
+    grads = list(torch.autograd.grad(result.loss * 1.7, [*features, tau]))
+    return [x for x in result if x is not None] + grads[:-1] + [grads[-1] * temperature]
+
+
+def assert_same(ours, theirs, tolerance=1e-10):
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=tolerance, rtol=tolerance)
+
+
+def small_chunks(patch, workspace, columns):
+    """Makes even a few rows go through in several chunks and blocks."""
+    patch.setattr(torch_passes, "WORKSPACE_BYTES", workspace)
+    patch.setattr(torch_passes, "BLOCK_COLUMNS", columns)
+    patch.setattr(norms, "BLOCK_ROWS", columns)
+
+
+@st.composite
+def problems(draw):
+    rows, size = draw(st.integers(1, 14)), draw(st.integers(1, 12))
+    negatives = draw(st.one_of(st.none(), st.integers(0, 4)))
+    dims = draw(st.one_of(st.none(), st.lists(st.integers(1, size), min_size=1, max_size=4, unique=True)))
+    options = {"dims": dims, "negative_scope": draw(st.sampled_from(["shared", "private"]))}
+    if dims is not None and draw(st.booleans()):
+        options["dim_weights"] = [0.25 * (index + 1) for index in range(len(dims))]
+    if draw(st.booleans()):
+        generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+        options["positive_ids"] = torch.randint(0, 5, (rows,), generator=generator)
+        if negatives is not None and draw(st.booleans()):
+            options["negative_ids"] = torch.randint(0, 5, (rows, negatives), generator=generator)
+    features = random_features(rows, negatives, size, seed=draw(st.integers(0, 99)))
+    zero_columns = draw(st.sampled_from([0, 1, size]))  # a zero prefix, or a zero vector
+    with torch.no_grad():
+        for x in features:
+            if x.numel():
+                x.flatten(0, -2)[draw(st.integers(0, x[..., 0].numel() - 1)), :zero_columns] = 0
+    return features, options
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    problem=problems(), temperature=st.sampled_from([0.01, 0.05, 1.0]),
+    workspace=st.sampled_from([1, 2000, 6000, 256 << 20]), columns=st.sampled_from([1, 3, 8, 2048]),
+)  # fmt: skip
+def test_equals_reference(problem, temperature, workspace, columns):
+    features, options = problem
+    with pytest.MonkeyPatch.context() as patch:
+        small_chunks(patch, workspace, columns)
+        ours = everything(info_nce, features, temperature, **options)
+    assert_same(ours, everything(reference.info_nce, features, temperature, **options))
+
+
+def test_loss_written_out():
+    """Two queries, unit vectors, temperature 1: cosines [[1, 0], [0, -1]]."""
+    queries = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    positives = torch.tensor([[3.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    e = torch.tensor(1.0, dtype=torch.float64).exp()
+    expected = (torch.log(e + 1) - 1 + torch.log(1 + 1 / e) + 1) / 2
+    torch.testing.assert_close(info_nce(queries, positives, temperature=1.0).loss, expected)
+
+
+def test_per_dim_losses_equal_separate_calls_and_come_in_the_callers_order():
+    features, dims, weights = random_features(9, 3, 16), [16, 4, 9], [1.0, 0.5, 2.0]
+    together = info_nce(*features, dims=dims, dim_weights=weights)
+    alone = torch.stack([info_nce(*(x[..., :dim] for x in features)).loss for dim in dims]).detach()
+    torch.testing.assert_close(together.loss_per_dim, alone, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(together.loss, (alone * torch.tensor(weights, dtype=torch.float64)).sum())
+    assert not together.loss_per_dim.requires_grad and not together.negative_scores.requires_grad
+
+
+def test_an_id_equal_to_the_own_positive_is_no_negative():
+    """A duplicate of the positive, left out by id, leaves the loss as if it were not there."""
+    queries, positives, negatives = random_features(4, 1, 8)
+    with torch.no_grad():
+        negatives[2, 0] = positives[1]
+    ids = torch.arange(4)
+    marked = info_nce(queries[1:2], positives[1:2], negatives[2:3], positive_ids=ids[1:2], negative_ids=ids[1:2, None])
+    torch.testing.assert_close(marked.loss, torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
+    assert info_nce(queries[1:2], positives[1:2], negatives[2:3]).loss > 0.5
+
+
+def test_private_negatives_touch_only_their_own_query():
+    queries, positives, negatives = random_features(5, 2, 8)
+    (grad,) = torch.autograd.grad(info_nce(queries, positives, negatives, negative_scope="private").loss, queries)
+    with torch.no_grad():
+        negatives[3] *= -1
+    (changed,) = torch.autograd.grad(info_nce(queries, positives, negatives, negative_scope="private").loss, queries)
+    same = (grad - changed).abs().amax(1) < 1e-14
+    assert same.tolist() == [True, True, True, False, True]
+
+
+def test_zero_vectors_have_similarity_0_and_no_gradient():
+    queries, positives = random_features(4, None, 8, dtype=torch.float32)
+    with torch.no_grad():
+        queries[1], positives[2] = 0, 0
+    loss = info_nce(queries, positives).loss
+    loss.backward()
+    assert loss.isfinite() and queries.grad.isfinite().all() and positives.grad.isfinite().all()
+    assert not queries.grad[1].any() and not positives.grad[2].any()
+    assert queries.grad[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_identical_embeddings(dtype):
+    queries = torch.ones(6, 8, dtype=dtype, requires_grad=True)
+    result = info_nce(queries, queries.detach(), temperature=0.01)
+    torch.testing.assert_close(result.loss, torch.tensor(6.0).log(), atol=1e-4, rtol=0)
+    result.loss.backward()
+    assert queries.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_low_precision_at_temperature_001_is_close_to_float64_on_the_same_inputs(dtype):
+    features = random_features(40, 3, 64, dtype=dtype)
+    exact = [x.detach().double().requires_grad_() for x in features]
+    options = {"temperature": 0.01, "dims": [16, 64]}
+    ours, plain = info_nce(*features, **options), reference.info_nce(*exact, **options)
+    assert ours.loss.dtype == torch.float32
+    torch.testing.assert_close(ours.loss.double(), plain.loss, atol=0, rtol=1e-5)
+    grads = torch.autograd.grad(ours.loss, features)
+    tolerance = {torch.bfloat16: 4e-3, torch.float16: 2e-3, torch.float32: 1e-5}[dtype]
+    for mine, other in zip(grads, torch.autograd.grad(plain.loss, exact), strict=True):
+        assert mine.dtype == dtype
+        assert (mine - other).norm() <= tolerance * other.norm()
+
+
+def test_a_loss_scaler_saves_float16_gradients_from_underflow():
+    """A gradient below float16's smallest number is there once the loss is scaled before backward."""
+    queries, positives = (x.detach() for x in random_features(8, None, 16))
+    queries = (queries * 2000).half().requires_grad_()
+    exact = queries.detach().double().requires_grad_()
+    (scaled,) = torch.autograd.grad(info_nce(queries, positives.half(), temperature=10.0).loss * 2.0**16, queries)
+    (plain,) = torch.autograd.grad(reference.info_nce(exact, positives.half().double(), temperature=10.0).loss, exact)
+    assert plain.abs().median() < 1e-6
+    assert (scaled.double() / 2.0**16 - plain).norm() <= 2e-3 * plain.norm()
+
+
+def test_no_gradient_asked_for_gives_the_same_loss():
+    features = random_features(9, 2, 8)
+    with torch.no_grad():
+        quiet = info_nce(*features, dims=[4, 8])
+    torch.testing.assert_close(quiet.loss, info_nce(*features, dims=[4, 8]).loss.detach(), atol=1e-14, rtol=0)
+    assert not quiet.loss.requires_grad
+
+
+def test_backward_twice_gives_the_same_gradient_twice():
+    """The kept gradients are overwritten only where the graph is freed; a factor reaches them either way."""
+    features = random_features(6, 2, 8)
+    loss = info_nce(*features, dims=[4, 8]).loss
+    (loss * 3.0).backward(retain_graph=True)
+    first = [x.grad.clone() for x in features]
+    (loss * 3.0).backward(retain_graph=True)
+    assert_same([x.grad for x in features], [2 * x for x in first], tolerance=1e-14)
+    (loss * -6.0).backward()
+    assert_same([x.grad for x in features], [0 * x for x in first], tolerance=1e-14)
+
+
+def test_strided_inputs():
+    features = random_features(9, 2, 8)
+    wide = [torch.stack([x, -x], -1).flatten(-2)[..., ::2] for x in features]
+    assert not wide[0].is_contiguous()
+    torch.testing.assert_close(info_nce(*wide, dims=[3, 8]).loss, info_nce(*features, dims=[3, 8]).loss)
+
+
+def test_nan_passes_through():
+    features = random_features(4, 1, 8)
+    with torch.no_grad():
+        features[0][2, 3] = torch.nan
+    assert info_nce(*features).loss.isnan()
+
+
+def test_nothing_of_size_n_times_m_is_kept():
+    queries, positives = random_features(200, None, 4)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        info_nce(queries, positives, dims=[2, 4])
+    assert kept and max(kept) <= queries.numel()
+
+
+X = torch.ones(3, 4)
+NEGATIVES = torch.ones(3, 2, 4)
+IDS = torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"queries": X[0]}, ValueError, r"queries must have shape \[N, D\]"),
+        ({"positives": None}, TypeError, "positives must be a torch.Tensor"),
+        ({"positives": X[:2]}, ValueError, "positives must have shape"),
+        ({"queries": X[:0], "positives": X[:0]}, ValueError, "queries must have at least one row"),
+        ({"queries": X.int(), "positives": X.int()}, TypeError, "queries must be bfloat16"),
+        ({"positives": X.double()}, TypeError, "positives must have the dtype of queries"),
+        ({"positives": X.to("meta")}, ValueError, "positives must be on the device of queries"),
+        ({"negatives": X}, ValueError, r"negatives must have shape \[N, K, D\]"),
+        ({"negatives": NEGATIVES[:2]}, ValueError, r"negatives must have shape \[3, K, 4\]"),
+        ({"negatives": NEGATIVES.half()}, TypeError, "negatives must have the dtype"),
+        ({"temperature": 0.0}, ValueError, "temperature must be positive"),
+        ({"temperature": float("nan")}, ValueError, "temperature must be positive"),
+        ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be positive"),
+        ({"temperature": torch.ones(1)}, ValueError, "temperature as a tensor must have no dimension"),
+        ({"temperature": "low"}, TypeError, "temperature must be a float"),
+        ({"dims": []}, ValueError, "dims must name at least one"),
+        ({"dims": [0]}, ValueError, r"dims must lie in 1..4"),
+        ({"dims": [5]}, ValueError, r"dims must lie in 1..4"),
+        ({"dims": [2, 2]}, ValueError, "dims must not repeat"),
+        ({"dims": [2.0]}, TypeError, "dims must be ints"),
+        ({"dims": [2, 4], "dim_weights": [1.0]}, ValueError, "dim_weights must have one weight per dim"),
+        ({"dim_weights": [float("inf")]}, ValueError, "dim_weights must be finite"),
+        ({"positive_ids": IDS.int()}, TypeError, "positive_ids must be an int64"),
+        ({"positive_ids": IDS[:2]}, ValueError, "positive_ids must have shape"),
+        ({"negatives": NEGATIVES, "negative_ids": IDS[:, None].expand(3, 2)}, ValueError, "negative_ids need"),
+        ({"positive_ids": IDS, "negative_ids": IDS[:, None]}, ValueError, "negative_ids need"),
+        (
+            {"negatives": NEGATIVES, "positive_ids": IDS, "negative_ids": IDS},
+            ValueError,
+            r"negative_ids must have shape \[3, 2\]",
+        ),
+        ({"negative_scope": "own"}, ValueError, "negative_scope must be one of"),
+        ({"group": object()}, ValueError, "group needs torch.distributed to be initialised"),
+    ],
+)
+def test_refuses(changes, error, message):
+    with pytest.raises(error, match=message):
+        info_nce(**{"queries": X, "positives": X} | changes)

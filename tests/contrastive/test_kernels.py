@@ -1,0 +1,297 @@
+"""The contrastive kernels, on the CPU emulation and, where there is one, on a GPU: the same tests."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conan_fast import info_nce, reference
+from conan_fast.contrastive.kernel_backend import passes as kernel_passes
+from conan_fast.contrastive.kernel_backend import workspace
+from conan_fast.contrastive.kernel_backend.matmul import multiply
+from tests.support.kernel_inputs import chip, poisoned_memory
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+# One below, at and above what the kernels count in: 8, 32, 64 and 128 rows or columns.
+ROWS = [1, 2, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 150, 200]
+SIZES = [16, 24, 32, 40, 64, 90, 96, 130, 144]
+KERNEL_SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Bytes of workspace, and whether rows of any number may be taken whole: from everything at once to one tile at a time.
+WAYS = {"whole": (256 << 20, 1), "chunks": (150_000, 1), "blocks": (150_000, 10**9), "tiles": (60_000, 10**9)}
+
+
+def random_features(rows, negatives, size, dtype, device, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(rows, size), (rows, size)] + ([] if negatives is None else [(rows, negatives, size)])
+    # Not all of one length: what is scaled by norms has to be.
+    lengths = [torch.rand(*shape[:-1], 1, generator=generator) * 1.5 + 0.5 for shape in shapes]
+    features = [torch.randn(*shape, generator=generator) * x for shape, x in zip(shapes, lengths, strict=True)]
+    return [x.to(device, dtype).requires_grad_() for x in features]
+
+
+def random_ids(rows, negatives, device, seed=0):
+    """About every second query shares its positive's id with another."""
+    generator = torch.Generator().manual_seed(seed)
+    options = {"positive_ids": torch.randint(-(2**62), 2**62, (rows // 2 + 1,), generator=generator)}
+    options["positive_ids"] = options["positive_ids"][torch.randint(0, rows // 2 + 1, (rows,), generator=generator)]
+    if negatives is not None:
+        places = torch.randint(0, rows, (rows, negatives), generator=generator)
+        options["negative_ids"] = options["positive_ids"][places]
+    return {name: ids.to(device) for name, ids in options.items()}
+
+
+def everything(function, features, temperature, **options):
+    """Loss per dim, negative scores, gradients of the features and of log temperature, as float64 tensors by name.
+
+    Of the logarithm, because dL/dt itself carries the rounding of L times 1 / t^2.
+    """
+    tau = torch.tensor(temperature, dtype=torch.float64 if features[0].dtype == torch.float64 else torch.float32)
+    tau = tau.to(features[0].device).requires_grad_()
+    result = function(*features, temperature=tau, **options)
+    grads = torch.autograd.grad(result.loss * 1.7, [*features, tau])
+    names = ["queries", "positives", "negatives"][: len(features)]
+    found = {"losses": result.loss_per_dim, **dict(zip(names, grads, strict=False)), "tau": grads[-1] * tau}
+    if result.negative_scores is not None:
+        found["scores"] = result.negative_scores
+    return {name: x.detach().double() for name, x in found.items()}
+
+
+@contextmanager
+def way(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workspace, "WORKSPACE_BYTES", WAYS[name][0])
+        patch.setattr(workspace, "MIN_WHOLE_ROWS", WAYS[name][1])
+        yield
+
+
+def strided(x, layout):
+    """The values of x under other strides; the last two have rows that kernels cannot read in place."""
+    if layout == "wide":
+        return torch.cat([x, x], -1)[..., : x.shape[-1]]
+    if layout == "every other":
+        return torch.stack([x, x], -1).flatten(-2)[..., ::2]
+    if layout == "shifted":
+        return torch.cat([x[..., :1], x], -1)[..., 1:]
+    return x
+
+
+def assert_as_exact_as_eager(ours, eager, exact, temperature, factor):
+    """Error (Frobenius) against float64 on the same inputs at most `factor` that of the plain definition in the dtype.
+
+    All three: a dictionary for each of some problems alike. The slack is a few roundings in float32, of factors and of
+    scores as large as 1 / temperature: it decides where float32 is compared with float32, whose errors are no larger
+    than that. Gradients are differences of numbers of the size of the losses' weights.
+    """
+    slack = torch.finfo(torch.float32).eps * max(4.0, 0.5 / temperature)
+    ours, eager, exact = (
+        {name: torch.stack([result[name] for result in results]) for name in results[0]}
+        for results in (ours, eager, exact)
+    )
+    for name, truth in exact.items():
+        size = truth.norm()
+        if name == "losses":
+            size = size + truth.numel() ** 0.5
+        if name in ("queries", "positives", "negatives", "tau"):
+            size = size + 1e-3 * max(exact[other].norm() for other in ("queries", "positives"))
+        error, allowed = (ours[name] - truth).norm(), factor * (eager[name] - truth).norm() + slack * size
+        assert error <= allowed, f"{name}: {error} where {allowed} is allowed, of {truth.norm()}"
+
+
+@st.composite
+def problems(draw):
+    rows, size = draw(st.sampled_from(ROWS)), draw(st.sampled_from(SIZES))
+    negatives = draw(st.sampled_from([None, 0, 1, 2, 7] if rows > 9 else [None, 1, 7, 64]))
+    dims = draw(st.lists(st.integers(1, size // 16), min_size=1, max_size=4, unique=True))
+    options = {"dims": [16 * dim for dim in dims], "negative_scope": draw(st.sampled_from(["shared", "private"]))}
+    if draw(st.booleans()):
+        options["dim_weights"] = [0.25 * (index + 1) for index in range(len(dims))]
+    return rows, negatives, size, options, draw(st.booleans())
+
+
+@settings(KERNEL_SETTINGS, max_examples=60)
+@given(
+    problem=problems(), temperature=st.sampled_from([0.01, 0.05, 1.0]), dtype=st.sampled_from(DTYPES),
+    taken=st.sampled_from(list(WAYS)), layout=st.sampled_from(["plain", "wide", "every other", "shifted"]),
+    zeros=st.booleans(), seed=st.integers(0, 2**32),
+)  # fmt: skip
+def test_against_float64(kernel_backend, problem, temperature, dtype, taken, layout, zeros, seed):
+    backend, device = kernel_backend
+    rows, negatives, size, options, with_ids = problem
+    ours, eager, exact = [], [], []
+    # With only a few rows, chance decides which result is closer to float64: then there are more problems.
+    few = rows < 63
+    for repeat in range(6 if few else 1):
+        ids = random_ids(rows, negatives, device, seed + repeat) if with_ids else {}
+        features = random_features(rows, negatives, size, dtype, device, seed + repeat)
+        if zeros:  # a vector, and a prefix
+            with torch.no_grad():
+                features[0][-1], features[1][0, :16] = 0, 0
+        inputs = [strided(x.detach(), layout).requires_grad_() for x in features]
+        with poisoned_memory(), chip(backend, "Hopper", seed), way(taken):
+            ours.append(everything(info_nce, inputs, temperature, backend=backend, **options, **ids))
+        doubles = [x.detach().double().requires_grad_() for x in features]
+        exact.append(everything(reference.info_nce, doubles, temperature, **options, **ids))
+        eager.append(everything(reference.info_nce, features, temperature, **options, **ids))
+    assert_as_exact_as_eager(ours, eager, exact, temperature, 1.5 if few else 1.1)
+
+
+@pytest.mark.parametrize("taken", ["whole", "tiles"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_result_does_not_depend_on_the_order_in_which_warps_run(kernel_backend, dtype, taken):
+    """528 dimensions: a row's gradient is written by more warps than one, in memory that all of them read."""
+    backend, device = kernel_backend
+    features = random_features(70, 1, 528, dtype, device)
+    options = {"dims": [16, 112, 528], "backend": backend, **random_ids(70, 1, device)}
+
+    def run(seed, scope):
+        with poisoned_memory(), chip(backend, "Hopper", seed), way(taken):
+            return everything(info_nce, features, 0.05, negative_scope=scope, **options)
+
+    for scope in ("shared", "private"):
+        first = run(0, scope)
+        assert all(x.isfinite().all() for x in first.values())
+        for seed in range(1, 4):
+            for name, again in run(seed, scope).items():
+                torch.testing.assert_close(again, first[name], rtol=0, atol=0, msg=f"{name} differs, seed {seed}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("taken", ["whole", "tiles"])
+def test_identical_embeddings_at_a_low_temperature(kernel_backend, dtype, taken):
+    backend, device = kernel_backend
+    queries = torch.full((130, 48), 3.0, dtype=dtype, device=device).requires_grad_()
+    with way(taken):
+        result = info_nce(queries, queries.detach(), temperature=0.01, dims=[16, 48], backend=backend)
+    expected = torch.full((2,), 130.0, device=device).log()
+    torch.testing.assert_close(result.loss_per_dim, expected, atol=1e-4, rtol=0)
+    result.loss.backward()
+    assert queries.grad.isfinite().all() and queries.grad.abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_candidates_left_out_but_the_own_positive(kernel_backend, dtype):
+    backend, device = kernel_backend
+    queries, positives, negatives = random_features(130, 2, 32, dtype, device)
+    ids = torch.zeros(130, dtype=torch.int64, device=device)
+    for scope in ("shared", "private"):
+        result = info_nce(
+            queries, positives, negatives, temperature=0.01, positive_ids=ids, negative_ids=ids[:, None].expand(130, 2),
+            negative_scope=scope, backend=backend,
+        )  # fmt: skip
+        torch.testing.assert_close(result.loss, torch.zeros_like(result.loss), atol=1e-4, rtol=0)
+        for grad in torch.autograd.grad(result.loss, [queries, positives, negatives]):
+            assert grad.abs().max() < 1e-3  # NaN is not
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("taken", ["whole", "tiles"])
+def test_where_the_own_positive_has_nearly_all_the_weight(kernel_backend, dtype, taken):
+    """Its weight less 1 is small: a rounded weight would leave nothing of it."""
+    backend, device = kernel_backend
+    queries, noise = random_features(140, None, 64, torch.float32, device)
+    positives = (queries + 0.2 * noise).detach()
+    features = [x.detach().to(dtype).requires_grad_() for x in (queries, positives)]
+    doubles = [x.detach().double().requires_grad_() for x in features]
+    with way(taken):
+        ours = everything(info_nce, features, 0.1, dims=[48, 64], backend=backend)
+    exact = everything(reference.info_nce, doubles, 0.1, dims=[48, 64])
+    assert exact["losses"].min() > 0.01 and exact["losses"].max() < 0.1
+    tolerance = {torch.bfloat16: 6e-3, torch.float16: 2e-3, torch.float32: 1e-4}[dtype]
+    for name in ("queries", "positives"):
+        error = (ours[name] - exact[name]).norm(dim=1) / exact[name].norm(dim=1)
+        assert error.median() <= tolerance, f"{name}: {error.median()}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_size(kernel_backend, dtype):
+    backend, device = kernel_backend
+    features = random_features(3, 1, 8192, dtype, device)
+    options = {"dims": [16, 4096, 8192], "negative_scope": "shared"}
+    ours = everything(info_nce, features, 0.05, backend=backend, **options)
+    doubles = [x.detach().double().requires_grad_() for x in features]
+    tolerance = {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}[dtype]
+    for name, truth in everything(reference.info_nce, doubles, 0.05, **options).items():
+        assert (ours[name] - truth).norm() <= tolerance * truth.norm(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_very_different_lengths(kernel_backend, dtype):
+    """In float16 the weights of the gradient must neither overflow nor vanish."""
+    backend, device = kernel_backend
+    features = random_features(140, 2, 64, dtype, device)
+    with torch.no_grad():
+        features[0][3], features[0][5] = features[0][3] * 1e-4, features[0][5] * 3e3
+        features[1][4], features[2][6] = features[1][4] * 1e-4, features[2][6] * 3e3
+        features[0][7, :16] *= 1e-3  # a small prefix
+    options = {"dims": [16, 64], "negative_scope": "shared"}
+    ours = everything(info_nce, features, 0.05, backend=backend, **options)
+    exact = everything(reference.info_nce, [x.detach().double().requires_grad_() for x in features], 0.05, **options)
+    tolerance = {torch.bfloat16: 6e-3, torch.float16: 4e-3, torch.float32: 1e-5}[dtype]
+    for name in ("queries", "positives", "negatives"):
+        mine, truth = ours[name].flatten(0, -2), exact[name].flatten(0, -2)
+        if dtype == torch.float16:  # gradients of long vectors are smaller than any float16
+            kept = truth.norm(dim=1) > 1e-6
+            mine, truth = mine[kept], truth[kept]
+        error = (mine - truth).norm(dim=1) / truth.norm(dim=1)
+        assert error.median() <= tolerance and error.max() <= 10 * tolerance, f"{name}: {error.max()}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_passes_through_and_stays_in_its_row(kernel_backend, dtype):
+    backend, device = kernel_backend
+    queries, positives = random_features(5, None, 32, dtype, device)
+    with torch.no_grad():
+        queries[2, 3] = torch.nan
+    result = info_nce(queries, positives, backend=backend)
+    assert result.loss.isnan()
+    (grad,) = torch.autograd.grad(result.loss, queries)
+    assert grad.isnan().any(1).tolist() == [False, False, True, False, False]
+
+
+def products_of(emulated, dims, taken, with_gradients=True):
+    """FLOP of matrix products, on tensor cores and by torch, of a call with M = 256 candidates."""
+    features = random_features(128, 1, 512, torch.bfloat16, "cpu")
+    before, library = emulated.matrix_products(), []
+
+    def counted(out, a, b, *, add):
+        library.append(2 * a.numel() * b.shape[1])
+        multiply(out, a, b, add=add)
+
+    with pytest.MonkeyPatch.context() as patch, way(taken), torch.set_grad_enabled(with_gradients):
+        patch.setattr(kernel_passes, "multiply", counted)
+        loss = info_nce(*features, dims=dims, backend="emulated").loss
+        if with_gradients:
+            loss.backward()
+    return 4096 * (emulated.matrix_products() - before) + sum(library)
+
+
+@pytest.mark.parametrize(
+    ("taken", "with_gradients", "products"), [("whole", True, 3), ("tiles", True, 4), ("whole", False, 1)]
+)
+def test_seven_dims_cost_the_products_of_one(emulated, taken, with_gradients, products):
+    expected = products * 2 * 128 * 256 * 512
+    assert products_of(emulated, [512], taken, with_gradients) == expected
+    assert products_of(emulated, [64, 128, 192, 256, 320, 448, 512], taken, with_gradients) == expected
+
+
+def test_shared_memory_is_read_without_bank_conflicts(emulated):
+    before = emulated.bank_conflicts()
+    products_of(emulated, [64, 512], "whole")
+    assert emulated.bank_conflicts() == before
+
+
+@pytest.mark.parametrize("columns", [[8192], [65536], [8192, 57344], [65536, 458752], [262144]])
+@pytest.mark.parametrize("dims", [1, 7, 32])
+@pytest.mark.parametrize("element", [2, 4])
+def test_the_plan_keeps_to_the_workspace(columns, dims, element):
+    problem = workspace.Problem(columns[0], columns, dims, element, 3584, 0, tile=128, segment=64)
+    rows = workspace.whole_rows(problem)
+    if rows is not None:
+        assert rows >= 1024 and rows * sum(columns) * dims * element < 256 << 20
+    rows, width = workspace.blocks(problem)
+    assert rows * width * dims * element + 4 * 3584 * width < 256 << 20 and min(rows, width) >= 512
+    rows, width = workspace.statistics(problem)
+    kept = rows * width * dims * element if element == 4 else 0
+    assert kept + rows * sum(columns) // 64 * 12 * dims <= 256 << 20

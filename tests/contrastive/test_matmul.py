@@ -1,0 +1,100 @@
+"""All Matryoshka dims together cost the matrix products of one: the torch backend's products are counted."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from conan_fast import info_nce
+from conan_fast.contrastive.batch import Batch
+from conan_fast.contrastive.torch_backend import passes as torch_passes
+
+ROWS, NEGATIVES, SIZE = 24, 7, 64
+# FLOP of one product of all queries with all candidates.
+PRODUCT = 2 * ROWS * (ROWS + ROWS * NEGATIVES) * SIZE
+ONE, SEVEN = [SIZE], [8, 16, 24, 32, 40, 56, 64]
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    shapes = (ROWS, SIZE), (ROWS, SIZE), (ROWS, NEGATIVES, SIZE)
+    return [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+# Our operators, and what is in them: a dispatch mode does not look inside by itself.
+INSIDE = {
+    torch.ops.conan_fast.info_nce_sweep.default: lambda *x: torch_passes.sweep(Batch(*x[:-1]), x[-1]),
+    torch.ops.conan_fast.info_nce_negative_scores.default: torch_passes.negative_scores,
+}
+FIRST_FACTOR = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # its place among the arguments
+
+
+class CountProducts(TorchDispatchMode):
+    """FLOP of all matrix products; torch's own counter knows neither in-place ones nor our operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.flop = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in INSIDE:
+            assert args[-1] == "torch"
+            with self, torch.no_grad():
+                return INSIDE[function](*args[:-1])
+        with self:  # einsum and the like are made of others
+            out = function.decompose(*args, **(kwargs or {}))
+        if out is not NotImplemented:
+            return out
+        out = function(*args, **(kwargs or {}))
+        place = FIRST_FACTOR.get(function.overloadpacket.__name__.removesuffix("_"))
+        if place is not None:
+            self.flop += 2 * math.prod(out.shape) * args[place].shape[-1]
+        return out
+
+
+def products(work):
+    """Matrix products that `work` does, as a multiple of one full product."""
+    with CountProducts() as counter:
+        work()
+    return counter.flop / PRODUCT
+
+
+def of_each_query_and_its_own(features):
+    """What negative_scores cost, N K D."""
+    return products(lambda: torch_passes.negative_scores(features[0], features[2]))
+
+
+@pytest.mark.parametrize("dims", [ONE, SEVEN])
+def test_loss_and_gradient_are_three_products(dims):
+    features = inputs()
+    expected = 3 + of_each_query_and_its_own(features)
+    assert products(lambda: info_nce(*features, dims=dims).loss.backward()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dims", [ONE, SEVEN])
+def test_the_loss_alone_is_one_product(dims):
+    features = inputs()
+    with torch.no_grad():
+        expected = 1 + of_each_query_and_its_own(features)
+        assert products(lambda: info_nce(*features, dims=dims)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dims", [ONE, SEVEN])
+def test_statistics_and_gradients_are_four_products(dims):
+    queries, positives, negatives = (x.detach() for x in inputs())
+    features = (queries, positives, negatives.flatten(0, 1), None, torch.tensor(0.1))
+    batch = Batch(*features, None, None, None, None, dims, [1.0] * len(dims), 0, ROWS)
+
+    def work():
+        logsumexp, _ = torch_passes.statistics(batch)
+        torch_passes.gradients(batch, logsumexp)
+
+    assert products(work) == pytest.approx(4)
+
+
+def test_the_usual_way_would_be_counted():
+    """Once per dim costs the sum of the dims over the largest: the count sees it."""
+    features = inputs()
+    separate = products(lambda: sum(info_nce(*(x[..., :dim] for x in features[:2])).loss for dim in SEVEN).backward())
+    assert separate == pytest.approx(3 * sum(SEVEN) / SIZE / (1 + NEGATIVES))
