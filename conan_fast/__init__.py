@@ -5,7 +5,8 @@ from ._version import __version__
 from .attention.operator import soft_mask_attention, soft_mask_attention_varlen
 from .attention.soft_mask import SoftMaskSchedule, soft_mask
 from .contrastive.cosent import cosent
-from .contrastive.info_nce import InfoNCE, info_nce
+from .contrastive.info_nce import info_nce
+from .contrastive.result import InfoNCE
 
 __all__ = [
     "InfoNCE",

@@ -1,6 +1,6 @@
 """Which implementations of the operators exist here, and which one a call gets.
 
-An operator's file maps backend names to implementations (for example `attention.IMPLEMENTATIONS`).
+Each operator has a table from backend name to implementation (for example `contrastive.backend.BACKENDS`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def missing_reason(backend: str) -> str | None:
     return None if backend == "torch" else _native.missing_reason(backend)
 
 
-def choose(backend: str, device: torch.device, refusal: Callable[[str], Exception | None]) -> str:
+def choose(backend: str, device: torch.device, unsupported: Callable[[str], Exception | None]) -> str:
     """The backend that a call with tensors on `device` uses.
 
-    refusal: what is wrong with the call for the kernels of "cuda" or "emulated", or None.
+    unsupported: why the kernels of "cuda" or "emulated" do not support the call, or None.
     "auto" takes the kernels for a CUDA tensor and torch for any other; where the kernels are missing or do not take
     the call it falls back to torch, with one warning per reason and process. Raises ValueError for an unknown name;
-    for a backend that was asked for by name RuntimeError where it is missing, else the refusal.
+    for a backend that was requested by name RuntimeError where it is missing, else what `unsupported` says.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
@@ -43,7 +43,7 @@ def choose(backend: str, device: torch.device, refusal: Callable[[str], Exceptio
         missing = f"backend={name!r} is not available: {missing} (see conan_fast.build_info())"
         error = RuntimeError(missing)
     else:
-        error = refusal(name)
+        error = unsupported(name)
     if error is None:
         return name
     if backend != "auto":

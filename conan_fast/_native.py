@@ -73,7 +73,7 @@ def cuda_missing_reason() -> str | None:
 
 
 @cache
-def device_refusal(index: int) -> str | None:
+def device_unsupported(index: int) -> str | None:
     """Why the kernels cannot run on this GPU; None if they can."""
     capability = torch.cuda.get_device_capability(index)
     chip = f"compute capability {capability[0]}.{capability[1]} of cuda:{index}"
@@ -86,9 +86,9 @@ def device_refusal(index: int) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def gpu_refusal(index: int | None) -> str | None:
-    """`device_refusal` of a torch device's index, None for the current GPU."""
-    return device_refusal(torch.cuda.current_device() if index is None else index)
+def gpu_unsupported(index: int | None) -> str | None:
+    """`device_unsupported` of a torch device's index, None for the current GPU."""
+    return device_unsupported(torch.cuda.current_device() if index is None else index)
 
 
 def covers(architectures: Sequence[str], capability: tuple[int, int]) -> bool:

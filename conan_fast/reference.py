@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .contrastive.info_nce import InfoNCE
+from .contrastive.result import InfoNCE
 
 
 def soft_mask_attention(

@@ -65,11 +65,11 @@ class ContrastiveShape:
     def whole_rows(self, element_size: int) -> int | None:
         """How many rows go together with all candidates; None: the work goes in blocks, with a fourth product."""
         columns = [self.pairs, *([self.pairs * self.negatives] if self.negatives else [])]
-        problem = workspace.Problem(
+        sizes = workspace.Sizes(
             rows=self.pairs, columns=columns, dims=len(self.dims), element=element_size,
             width=ceil_to(self.dim, 8), private=0, tile=TILE, segment=SEGMENT,
         )  # fmt: skip
-        return workspace.whole_rows(problem)
+        return workspace.whole_rows(sizes)
 
     def __str__(self) -> str:
         return f"N={self.pairs:,} K={self.negatives} D={self.dim:,} dims={','.join(map(str, self.dims))}"

@@ -19,7 +19,7 @@ SATURATION_CODES = {name: code for code, name in enumerate(_checks.SATURATIONS)}
 
 
 class NativeAttention:
-    """`forward` and `backward` as in `_attention_torch.py`, by the kernels of one compiled module."""
+    """`forward` and `backward` as in `torch_backend.py`, by the kernels of one compiled module."""
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
@@ -28,8 +28,8 @@ class NativeAttention:
     def _module(self) -> ModuleType:
         return _native.module(self._backend)
 
-    def refusal(self, q: Tensor) -> Exception | None:
-        """What is wrong with these inputs for the kernels; None if nothing is."""
+    def unsupported(self, q: Tensor) -> Exception | None:
+        """Why the kernels do not support these inputs; None if they do."""
         device = "cuda" if self._backend == "cuda" else "cpu"
         if q.device.type != device:
             return ValueError(f"q must be on a {device} device for backend={self._backend!r}, got {q.device}")
@@ -38,7 +38,7 @@ class NativeAttention:
         if q.shape[-1] not in _head_dims(self._backend):
             taken = ", ".join(map(str, _head_dims(self._backend)))
             return ValueError(f"q must have a head_dim out of {taken} for the kernels, got {q.shape[-1]}")
-        reason = _native.gpu_refusal(q.device.index) if device == "cuda" else None
+        reason = _native.gpu_unsupported(q.device.index) if device == "cuda" else None
         return RuntimeError(reason) if reason else None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:

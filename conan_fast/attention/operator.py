@@ -169,7 +169,7 @@ def _attend(
     _checks.alpha(alpha, q.device)
     _checks.one_of("saturation", saturation, _checks.SATURATIONS)
     _checks.positive_scale(scale)
-    chosen = _backends.choose(backend, q.device, lambda name: NATIVE[name].refusal(q))
+    chosen = _backends.choose(backend, q.device, lambda name: NATIVE[name].unsupported(q))
     alpha_float, alpha_tensor = (0.0, alpha) if isinstance(alpha, Tensor) else (float(alpha), None)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     settings = (max_seqlen, alpha_float, saturation, factor, bool(deterministic), chosen)

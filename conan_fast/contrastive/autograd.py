@@ -1,4 +1,7 @@
-"""What InfoNCE's autograd functions share: their gradients are made together with the loss and wait for its own."""
+"""InfoNCE as torch operators, and its autograd function.
+
+The gradients are made together with the loss; the backward pass multiplies them by the loss's own gradient.
+"""
 
 from __future__ import annotations
 
@@ -7,40 +10,99 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import _checks
+from .backend import BACKENDS
+from .batch import Batch
+
+torch.library.define(
+    "conan_fast::info_nce_sweep",
+    "(Tensor queries, Tensor positives, Tensor? shared, Tensor? private, Tensor temperature, Tensor? query_ids, "
+    "Tensor? positive_ids, Tensor? shared_ids, Tensor? private_ids, int[] dims, float[] dim_weights, "
+    "SymInt first_positive, SymInt total, bool with_gradients, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "conan_fast::info_nce_negative_scores", "(Tensor queries, Tensor negatives, str backend) -> Tensor"
+)
 
 
-def weighted_sum(losses: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted sum, with the weights as plain numbers: a tensor of them would be one more copy to the device."""
-    total = losses[0] * weights[0]
-    for index in range(1, len(weights)):
-        total = total + losses[index] * weights[index]
-    return total
+@torch.library.impl("conan_fast::info_nce_sweep", "CompositeExplicitAutograd")
+def _sweep(queries: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+        *batch, with_gradients, backend = arguments
+        losses, gradients = BACKENDS[backend].sweep(Batch(queries, *batch), with_gradients)
+        return losses, *gradients
 
 
-def keep(ctx: Any, inputs: Sequence[Tensor | None], grads: Sequence[Tensor]) -> None:
-    """In forward: keeps the gradients of the function's first inputs (anything for None)."""
-    ctx.dtypes = [None if x is None else x.dtype for x in inputs]
+@torch.library.register_fake("conan_fast::info_nce_sweep")
+def _sweep_shapes(queries: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *fields, with_gradients, _ = arguments
+    batch = Batch(queries, *fields)
+    losses = queries.new_empty(len(batch.dims), dtype=_checks.accumulation_dtype(queries.dtype))
+    features = batch[:4]
+    kept = _checks.kept_gradient_dtype(queries.dtype)
+    grads = (queries.new_empty(x.shape if with_gradients and x is not None else 0, dtype=kept) for x in features)
+    return losses, *grads, batch.temperature.new_empty(())
+
+
+@torch.library.impl("conan_fast::info_nce_negative_scores", "CompositeExplicitAutograd")
+def _negative_scores(queries: Tensor, negatives: Tensor, backend: str) -> Tensor:
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+        return BACKENDS[backend].negative_scores(queries, negatives)
+
+
+@torch.library.register_fake("conan_fast::info_nce_negative_scores")
+def _negative_scores_shape(queries: Tensor, negatives: Tensor, backend: str) -> Tensor:
+    return queries.new_empty(negatives.shape[:2], dtype=_checks.accumulation_dtype(queries.dtype))
+
+
+class InfoNCELoss(torch.autograd.Function):
+    """(loss, loss per dim [dims]) by `apply(*batch, with_gradients, backend)`."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        batch = Batch(*arguments[:-2])
+        losses, *grads = torch.ops.conan_fast.info_nce_sweep(*arguments)
+        return keep_gradients(ctx, batch, losses, grads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return *kept_gradients(ctx, grads[0]), *[None] * (len(Batch._fields) - 5 + 2)
+
+
+def keep_gradients(ctx: Any, batch: Batch, losses: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """In forward: keeps the gradients of the batch's first five tensors; returns (weighted sum of losses, losses)."""
+    ctx.dtypes = [None if x is None else x.dtype for x in batch[:5]]
     ctx.save_for_backward(*grads)
+    ctx.mark_non_differentiable(losses)
+    # The weights are plain numbers: a tensor of them would be one more copy to the device.
+    loss = losses[0] * batch.dim_weights[0]
+    for index in range(1, len(batch.dim_weights)):
+        loss = loss + losses[index] * batch.dim_weights[index]
+    return loss, losses
 
 
-def scaled(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+def kept_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """In backward: the kept gradients times the loss's own, in the inputs' dtypes; None where none is needed."""
     wanted = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[: len(ctx.dtypes)], strict=True)
-    in_place = _used_once()
+    in_place = _graph_is_freed()
     return [
-        _product(saved, grad, in_place).to(dtype) if dtype is not None and needed else None
-        for saved, dtype, needed in wanted
+        _times(kept, grad, in_place).to(dtype) if dtype is not None and needed else None
+        for kept, dtype, needed in wanted
     ]
 
 
-def _product(saved: Tensor, grad: Tensor, in_place: bool) -> Tensor:
-    if not in_place or saved.dim() == 0:  # a temperature may lie on the CPU and the loss on a GPU
-        return saved * grad
+def _times(kept: Tensor, grad: Tensor, in_place: bool) -> Tensor:
+    if not in_place or kept.dim() == 0:  # a temperature may be on the CPU and the loss on a GPU
+        return kept * grad
     # detach: autograd copies a gradient that somebody else, here ctx, holds as well.
-    return saved.mul_(grad).detach()
+    return kept.mul_(grad).detach()
 
 
-def _used_once() -> bool:
+def _graph_is_freed() -> bool:
     """Whether the graph is freed after this backward pass, so that what it kept may be overwritten.
 
     That saves a copy of all gradients. torch has no public way to ask; where there is none at all, the answer is no.

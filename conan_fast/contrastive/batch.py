@@ -1,4 +1,4 @@
-"""What a backend of InfoNCE is given."""
+"""What a backend of InfoNCE takes and gives: a Batch, and its Gradients."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Queries and candidates, checked; losses are sums over the queries here / total.
-
-    A backend has three functions of it. `sweep` returns (losses [dims], gradients of queries, positives, shared,
-    private and temperature; empty where there is nothing to differentiate or none are asked for). Where one process
-    never sees all candidates at once, `statistics` of each part comes first and `gradients` then; see _ring.py.
-    """
+    """Queries and candidates, checked. Losses are sums over these queries / total."""
 
     queries: Tensor  # [N, D]
-    positives: Tensor  # [P, D], query i's own at row first_positive + i
+    positives: Tensor  # [P, D], query i's own positive at row first_positive + i
     shared: Tensor | None  # [S, D], candidates of all queries
-    private: Tensor | None  # [N, K, D]
+    private: Tensor | None  # [N, K, D], candidates of their own query only
     temperature: Tensor  # 0-dim, on the queries' device or the host
     query_ids: Tensor | None  # [N] int64
     positive_ids: Tensor | None  # [P]
     shared_ids: Tensor | None  # [S]
     private_ids: Tensor | None  # [N, K]
-    dims: Sequence[int]  # rising
-    weights: Sequence[float]  # of the dims
+    dims: Sequence[int]  # Matryoshka prefixes, rising
+    dim_weights: Sequence[float]
     first_positive: int | None  # None: the queries' own positives are not among these
-    total: int
+    total: int  # queries of all processes
+
+
+class Gradients(NamedTuple):
+    """Gradients of a Batch's tensors; empty where there is no tensor, or where no gradients were asked for."""
+
+    queries: Tensor
+    positives: Tensor
+    shared: Tensor
+    private: Tensor
+    temperature: Tensor
+
+
+def dim_slices(dims: Sequence[int]) -> list[slice]:
+    """The columns that each of the rising `dims` adds to the one before: slice m is dims[m - 1]:dims[m]."""
+    return [slice(low, high) for low, high in zip([0, *dims[:-1]], dims, strict=True)]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .batch import dim_slices
 
-# Rows that are brought to the accumulation dtype at a time.
+# Rows that are converted to the accumulation dtype at a time.
 BLOCK_ROWS = 2048
 
 
@@ -24,21 +25,21 @@ def prefix_inverse_norms(features: Tensor, dims: Sequence[int]) -> Tensor:
     squared = torch.empty(len(dims), features.shape[0], dtype=dtype, device=features.device)
     for start in range(0, features.shape[0], BLOCK_ROWS):
         part = features[start : start + BLOCK_ROWS].to(dtype)
-        for m, (low, high) in enumerate(zip([0, *dims[:-1]], dims, strict=True)):
-            squared[m, start : start + BLOCK_ROWS] = part[:, low:high].square().sum(1)
+        for m, columns in enumerate(dim_slices(dims)):
+            squared[m, start : start + BLOCK_ROWS] = part[:, columns].square().sum(1)
     return inverse(squared.cumsum(0))
 
 
 def subtract_norm_part(
-    grad: Tensor, features: Tensor, inverse_norms: Tensor, weighted: Tensor, segments: list[tuple[int, int]]
+    grad: Tensor, features: Tensor, inverse_norms: Tensor, radial: Tensor, slices: Sequence[slice]
 ) -> None:
-    """In place: grad[:, segment of m] -= features[:, segment] * sum over d >= m of weighted^d / |x|_d^2.
+    """In place: grad[:, slice m] -= features[:, slice m] * sum over d >= m of radial^d / |x|_d^2.
 
-    grad and features [n, D], inverse_norms and weighted [dims, n].
+    grad and features [n, D], inverse_norms and radial [dims, n]; slices: the columns that each dim adds.
     """
-    factors = (weighted * inverse_norms.square()).flip(0).cumsum(0).flip(0)
+    factors = (radial * inverse_norms.square()).flip(0).cumsum(0).flip(0)
     for start in range(0, features.shape[0], BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         part = features[rows].to(grad.dtype)
-        for m, (low, high) in enumerate(segments):
-            grad[rows, low:high].addcmul_(part[:, low:high], factors[m, rows, None], value=-1)
+        for m, columns in enumerate(slices):
+            grad[rows, columns].addcmul_(part[:, columns], factors[m, rows, None], value=-1)

@@ -286,12 +286,12 @@ def test_shared_memory_is_read_without_bank_conflicts(emulated):
 @pytest.mark.parametrize("dims", [1, 7, 32])
 @pytest.mark.parametrize("element", [2, 4])
 def test_the_plan_keeps_to_the_workspace(columns, dims, element):
-    problem = workspace.Problem(columns[0], columns, dims, element, 3584, 0, tile=128, segment=64)
-    rows = workspace.whole_rows(problem)
+    sizes = workspace.Sizes(columns[0], columns, dims, element, 3584, 0, tile=128, segment=64)
+    rows = workspace.whole_rows(sizes)
     if rows is not None:
         assert rows >= 1024 and rows * sum(columns) * dims * element < 256 << 20
-    rows, width = workspace.blocks(problem)
+    rows, width = workspace.blocks(sizes)
     assert rows * width * dims * element + 4 * 3584 * width < 256 << 20 and min(rows, width) >= 512
-    rows, width = workspace.statistics(problem)
+    rows, width = workspace.statistics(sizes)
     kept = rows * width * dims * element if element == 4 else 0
     assert kept + rows * sum(columns) // 64 * 12 * dims <= 256 << 20

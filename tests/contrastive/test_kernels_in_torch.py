@@ -6,8 +6,8 @@ from torch.library import opcheck
 from torch.utils.dlpack import to_dlpack
 
 from conan_fast import _native, cosent, info_nce
+from conan_fast.contrastive.backend import BACKENDS
 from conan_fast.contrastive.batch import Batch
-from conan_fast.contrastive.info_nce import IMPLEMENTATIONS
 from tests.contrastive.test_kernels import DTYPES, everything, random_features, random_ids, way
 
 
@@ -61,7 +61,7 @@ def test_inputs_are_left_as_they_are(kernel_backend):
 def test_statistics_and_gradients_of_parts_of_the_candidates_add_up(kernel_backend, dtype):
     """What processes in a ring do: each part of the candidates in turn, one of them without any."""
     backend, device = kernel_backend
-    functions, dims, factors = IMPLEMENTATIONS[backend], [16, 48], [1.0, 0.5]
+    functions, dims, factors = BACKENDS[backend], [16, 48], [1.0, 0.5]
     features, ids = random_features(140, 1, 48, dtype, device), random_ids(140, 1, device)
     queries, positives, negatives = (x.detach() for x in features)
     own, others, shared = ids["positive_ids"], ids["negative_ids"].flatten(), negatives.flatten(0, 1)

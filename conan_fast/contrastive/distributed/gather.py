@@ -1,4 +1,4 @@
-"""InfoNCE across processes: everybody's candidates on every process, and their gradients back to their owners."""
+"""InfoNCE across processes: the candidates of all processes on each of them, their gradients back to their owners."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ... import _checks
+from ..batch import Batch
 
 
 class _GatherRows(torch.autograd.Function):
@@ -59,7 +60,7 @@ def _gather_rows(local: Tensor, sizes: list[int], group: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Who holds what; the same on all processes but for the rank."""
+    """The sizes of all processes' parts of the batch; the same on all processes but for the rank."""
 
     rank: int
     sizes: list[int]  # queries, and positives, of each process
@@ -77,26 +78,19 @@ class Layout:
         return sum(self.sizes)
 
 
-def layout(
-    group: Any,
-    queries: Tensor,
-    shared: Tensor | None,
-    private: Tensor | None,
-    positive_ids: Tensor | None,
-    shared_ids: Tensor | None,
-    with_gradients: bool,
-) -> Layout:
+def layout(group: Any, batch: Batch, with_gradients: bool) -> Layout:
     """The sizes of all processes, on the host.
 
     Raises ValueError, on all processes alike, if they disagree in anything but N, or if no process has a query.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("group needs torch.distributed to be initialised, and it is not")
-    dtype = _checks.FLOAT_DTYPES.index(queries.dtype)
-    there = [x is not None for x in (shared, private, positive_ids, shared_ids)]
-    negatives = 0 if shared is None else shared.shape[0]
-    numbers = [queries.shape[0], negatives, with_gradients, queries.shape[1], dtype, *there]
-    local = torch.tensor([int(number) for number in numbers], device=queries.device)
+    rows, size = batch.queries.shape
+    dtype = _checks.FLOAT_DTYPES.index(batch.queries.dtype)
+    present = [x is not None for x in (batch.shared, batch.private, batch.positive_ids, batch.shared_ids)]
+    negatives = 0 if batch.shared is None else batch.shared.shape[0]
+    numbers = [rows, negatives, with_gradients, size, dtype, *present]
+    local = torch.tensor([int(number) for number in numbers], device=batch.queries.device)
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, local, group=group)
     everybody = torch.stack(parts).tolist()
@@ -111,20 +105,19 @@ def layout(
     return Layout(dist.get_rank(group), sizes, shared_sizes, any(wanted))
 
 
-def candidates(
-    group: Any,
-    layout: Layout,
-    positives: Tensor,
-    shared: Tensor | None,
-    positive_ids: Tensor | None,
-    shared_ids: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The last four arguments, of all processes."""
-    all_positives: Tensor = _GatherRows.apply(positives, layout.sizes, group)
-    if positive_ids is not None:
-        positive_ids = _gather_rows(positive_ids, layout.sizes, group)
-    if shared is not None:
-        shared = _GatherRows.apply(shared, layout.shared_sizes, group)
-        if shared_ids is not None:
-            shared_ids = _gather_rows(shared_ids, layout.shared_sizes, group)
-    return all_positives, shared, positive_ids, shared_ids
+def gathered(group: Any, layout: Layout, batch: Batch) -> Batch:
+    """The local queries with the candidates of all processes."""
+
+    def rows(local: Tensor, sizes: list[int]) -> Tensor:
+        is_ids = local.dtype == torch.int64
+        everybody: Tensor = _gather_rows(local, sizes, group) if is_ids else _GatherRows.apply(local, sizes, group)
+        return everybody
+
+    return batch._replace(
+        positives=rows(batch.positives, layout.sizes),
+        positive_ids=None if batch.positive_ids is None else rows(batch.positive_ids, layout.sizes),
+        shared=None if batch.shared is None else rows(batch.shared, layout.shared_sizes),
+        shared_ids=None if batch.shared_ids is None else rows(batch.shared_ids, layout.shared_sizes),
+        first_positive=layout.first,
+        total=layout.total,
+    )

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import _checks
-from .. import autograd
-from ..batch import Batch
+from ..autograd import keep_gradients, kept_gradients
+from ..backend import Backend
+from ..batch import Batch, Gradients
 from .gather import Layout
 
 # Bound on the candidates of all processes and their gradients; above it they travel.
@@ -26,35 +27,35 @@ GATHERED_BYTES = 256 << 20
 
 def needed(layout: Layout, queries: Tensor) -> bool:
     """Whether the candidates are too large to gather; the same answer on all processes."""
-    number = queries.element_size()
+    element = queries.element_size()  # bytes
     if layout.with_gradients:
-        number += torch.finfo(_checks.accumulation_dtype(queries.dtype)).bits // 8
+        element += torch.finfo(_checks.accumulation_dtype(queries.dtype)).bits // 8
     rows = sum(layout.sizes) + sum(layout.shared_sizes)
-    return len(layout.sizes) > 1 and rows * queries.shape[1] * number > GATHERED_BYTES
+    return len(layout.sizes) > 1 and rows * queries.shape[1] * element > GATHERED_BYTES
 
 
 class RingLoss(torch.autograd.Function):
-    """(weighted sum of losses, losses [dims]) of the local queries against everybody's candidates.
+    """(loss, losses [dims]) of the local queries against the candidates of all processes.
 
-    apply(queries, positives, shared, private, temperature, positive_ids, shared_ids, private_ids, dims, weights,
-    layout, group, implementation), all tensors local; implementation: a backend, see contrastive.IMPLEMENTATIONS.
-    The gradients of positives and shared are sums over the queries of all processes.
+    apply(*batch, layout, group, backend). batch: the local Batch, with the total of all processes. The gradients of
+    positives and shared negatives are sums over the queries of all processes.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        features, rest = arguments[:5], arguments[5:]
-        with torch.autocast(features[0].device.type, enabled=False):
-            losses, grads = _loss_and_gradients(features, *rest)
-        loss = autograd.weighted_sum(losses, rest[4])
-        autograd.keep(ctx, features, grads)
-        ctx.mark_non_differentiable(losses)
-        return loss, losses
+        *fields, layout, group, backend = arguments
+        batch = Batch(*fields)
+        with torch.autocast(batch.queries.device.type, enabled=False):
+            ring = _Ring(batch, layout, group, backend)
+            losses, logsumexp = ring.losses()
+            empty = batch.queries.new_empty(0)
+            grads = ring.gradients(logsumexp) if layout.with_gradients else Gradients(*[empty] * 5)
+        return keep_gradients(ctx, batch, losses, grads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        return *autograd.scaled(ctx, grads[0]), *[None] * 8
+        return *kept_gradients(ctx, grads[0]), *[None] * (len(Batch._fields) - 5 + 3)
 
 
 class _Moving:
@@ -80,85 +81,72 @@ class _Moving:
         return self.received
 
 
-class _Candidates:
-    """The local candidates and what is needed to know the others' by."""
+class _Ring:
+    """The local queries, and the candidates of all processes, which come by one part at a time."""
 
-    def __init__(self, features: Sequence[Tensor | None], ids: Sequence[Tensor | None], layout: Layout) -> None:
-        """features: positives, shared; ids: of both."""
-        self.local = [*features, *ids]
-        self.layout = layout
+    def __init__(self, batch: Batch, layout: Layout, group: Any, backend: Backend) -> None:
+        self.batch, self.layout, self.group, self.backend = batch, layout, group, backend
+        self.travelling = [batch.positives, batch.shared, batch.positive_ids, batch.shared_ids]
 
-    def shapes(self, owner: int) -> list[Sequence[int]]:
-        """Of the tensors that are there at all, at their owner."""
-        sizes = (self.layout.sizes[owner], self.layout.shared_sizes[owner]) * 2
-        return [(size, *x.shape[1:]) for x, size in zip(self.local, sizes, strict=True) if x is not None]
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """First round: (losses [dims], logsumexp over everybody's candidates [dims, N])."""
+        queries = self.batch.queries
+        shape, dtype = (len(self.batch.dims), len(queries)), _checks.accumulation_dtype(queries.dtype)
+        logsumexp, own_scores = queries.new_full(shape, -torch.inf, dtype=dtype), queries.new_zeros(shape, dtype=dtype)
+        for _, part in self._tour():
+            more, own = self.backend.statistics(part)
+            logsumexp, own_scores = torch.logaddexp(logsumexp, more), own_scores + own
+        return (logsumexp - own_scores).sum(1) / self.batch.total, logsumexp
 
-    def tour(self, group: Any) -> Iterator[tuple[int, list[Tensor | None]]]:
-        """(owner, [positives, shared, their ids]) for all processes, this one first, then against the ring."""
+    def gradients(self, logsumexp: Tensor) -> Gradients:
+        """Second round: the gradients of the local tensors, in the dtype in which they wait."""
+        staying: Gradients | None = None  # of queries, private negatives and temperature
+        moving: _Moving | None = None
+        for owner, part in self._tour():
+            grads = self.backend.gradients(part, logsumexp)
+            if staying is None:
+                staying = grads
+            else:
+                staying.queries.add_(grads.queries)
+                staying = staying._replace(temperature=staying.temperature + grads.temperature)
+            leaving = [grads.positives] if self.batch.shared is None else [grads.positives, grads.shared]
+            if moving is not None:
+                for total, so_far in zip(leaving, moving.arrived(), strict=True):
+                    total += so_far
+            if len(self.layout.sizes) > 1:
+                shapes = self._shapes((owner - 1) % len(self.layout.sizes))[: len(leaving)]
+                moving = _Moving(leaving, shapes, self.group, first_tag=4)
+        assert staying is not None
+        home = leaving if moving is None else moving.arrived()
+        shared = home[1] if len(home) > 1 else self.batch.queries.new_empty(0)
+        kept = _checks.kept_gradient_dtype(self.batch.queries.dtype)
+        features = [x.to(kept) for x in (staying.queries, home[0], shared, staying.private)]
+        tau = self.batch.temperature
+        return Gradients(*[*features, staying.temperature.to(tau.device, tau.dtype)])
+
+    def _tour(self) -> Iterator[tuple[int, Batch]]:
+        """(owner, the local queries with the owner's candidates) for all processes, this one first."""
         rank, world = self.layout.rank, len(self.layout.sizes)
-        present = [x for x in self.local if x is not None]
+        present = [x for x in self.travelling if x is not None]
         for step in range(world):
             moving = None
             if step + 1 < world:
-                moving = _Moving(present, self.shapes((rank - step - 1) % world), group, first_tag=0)
+                moving = _Moving(present, self._shapes((rank - step - 1) % world), self.group, first_tag=0)
             tensors = iter(present)
-            yield (rank - step) % world, [None if x is None else next(tensors) for x in self.local]
+            part = [None if x is None else next(tensors) for x in self.travelling]
+            yield (rank - step) % world, self._with_candidates(part, local=step == 0)
             if moving is not None:
                 present = moving.arrived()
 
-
-def _loss_and_gradients(
-    features: Sequence[Any],
-    positive_ids: Tensor | None,
-    shared_ids: Tensor | None,
-    private_ids: Tensor | None,
-    dims: Sequence[int],
-    weights: Sequence[float],
-    layout: Layout,
-    group: Any,
-    implementation: Any,
-) -> tuple[Tensor, list[Tensor]]:
-    """(losses [dims], gradients of the five features, made for waiting; empty without gradients)."""
-    queries, positives, shared, private, temperature = features
-    candidates = _Candidates((positives, shared), (positive_ids, shared_ids), layout)
-
-    def batch(owner: int, part: list[Any]) -> Batch:
-        """The local queries and a part of the candidates; private negatives count once, with the local part."""
-        own = owner == layout.rank
-        alone = (private, private_ids) if own else (None, None)
-        ids = (positive_ids, part[2], part[3], alone[1])
-        first = 0 if own else None
-        return Batch(queries, part[0], part[1], alone[0], temperature, *ids, dims, weights, first, layout.total)
-
-    rows = (len(dims), len(queries))
-    dtype = _checks.accumulation_dtype(queries.dtype)
-    logsumexp, own_scores = queries.new_full(rows, -torch.inf, dtype=dtype), queries.new_zeros(rows, dtype=dtype)
-    for owner, part in candidates.tour(group):
-        more, own = implementation.statistics(batch(owner, part))
-        logsumexp, own_scores = torch.logaddexp(logsumexp, more), own_scores + own
-    losses = (logsumexp - own_scores).sum(1) / layout.total
-    if not layout.with_gradients:
-        return losses, [queries.new_empty(0)] * 5
-
-    sums: list[Tensor] = []  # of queries, private, temperature: they stay here
-    moving: _Moving | None = None
-    for owner, part in candidates.tour(group):
-        of_queries, of_positives, of_shared, of_private, of_temperature = implementation.gradients(
-            batch(owner, part), logsumexp
+    def _with_candidates(self, part: list[Any], local: bool) -> Batch:
+        """The batch with a part of the candidates; private negatives count once, with the local part."""
+        positives, shared, positive_ids, shared_ids = part
+        batch = self.batch._replace(
+            positives=positives, shared=shared, positive_ids=positive_ids, shared_ids=shared_ids
         )
-        if not sums:
-            sums = [of_queries, of_private, of_temperature]
-        else:
-            sums[0] += of_queries
-            sums[2] = sums[2] + of_temperature
-        travelling = [of_positives] if shared is None else [of_positives, of_shared]
-        if moving is not None:
-            for total, so_far in zip(travelling, moving.arrived(), strict=True):
-                total += so_far
-        next_owner = (owner - 1) % len(layout.sizes)
-        if len(layout.sizes) > 1:
-            moving = _Moving(travelling, candidates.shapes(next_owner)[: len(travelling)], group, first_tag=4)
-    home = travelling if moving is None else moving.arrived()
-    kept = _checks.kept_gradient_dtype(queries.dtype)
-    grads = [sums[0], home[0], home[1] if len(home) > 1 else queries.new_empty(0), sums[1]]
-    return losses, [x.to(kept) for x in grads] + [sums[2].to(temperature.device, temperature.dtype)]
+        return batch if local else batch._replace(private=None, private_ids=None, first_positive=None)
+
+    def _shapes(self, owner: int) -> list[Sequence[int]]:
+        """Of the owner's travelling tensors."""
+        sizes = (self.layout.sizes[owner], self.layout.shared_sizes[owner]) * 2
+        return [(size, *x.shape[1:]) for x, size in zip(self.travelling, sizes, strict=True) if x is not None]

@@ -1,13 +1,8 @@
-"""The contrastive kernels as functions on tensors: hands tensors over, starts kernels, no more.
-
-Scores are cosine / temperature in units of log 2, [dims, rows, columns padded to whole tiles].
-"""
+"""The contrastive kernels as functions on tensors: hands tensors over, starts kernels, no more."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -16,40 +11,7 @@ from torch.utils.dlpack import to_dlpack
 
 from ... import _native
 from ..norms import BLOCK_ROWS
-
-LN2 = math.log(2)
-
-
-@dataclass
-class Vectors:
-    """Queries or candidates as the kernels take them; cosines are those of the caller's, lengths may differ.
-
-    row_scale: gradients of the caller's vectors are those of these times it; None for 1.
-    """
-
-    features: Tensor  # [n, at least the largest of dims], rows aligned to 16 bytes
-    size: int  # numbers in one of the caller's vectors
-    inverse_norms: Tensor  # [dims, n padded to whole tiles]
-    ids: Tensor | None  # [n] int64
-    row_scale: Tensor | None  # [n] float32
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def part(self, start: int, stop: int, tile: int) -> Vectors:
-        """The vectors from `start` to `stop`, or to the end. Nothing is copied.
-
-        Candidates begin at multiples of the tile, so that their norms are padded as well.
-        """
-        ids = None if self.ids is None else self.ids[start:stop]
-        row_scale = None if self.row_scale is None else self.row_scale[start:stop]
-        stop = min(stop, len(self))
-        norms = self.inverse_norms[:, start : start + padded(stop - start, tile)]
-        return Vectors(self.features[start:stop], self.size, norms, ids, row_scale)
-
-
-def padded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
+from .score_block import GradientScales, PrivateScores, QueryChunk, ScoreBlock, Vectors, padded
 
 
 class Kernels:
@@ -76,7 +38,7 @@ class Kernels:
         row_scale = None
         size = features.shape[1]
         if features.dtype == torch.float16:
-            features, row_scale = scaled(features, self.dims[-1])
+            features, row_scale = unit_length(features, self.dims[-1])
         else:
             features = _aligned(features, self.dims[-1])
         norms = self.empty(len(self.dims), padded(len(features), self.tile))
@@ -91,30 +53,21 @@ class Kernels:
         """Room for reference, sum and weighted sum of each segment."""
         return self.empty(3, len(self.dims), rows, segments)
 
-    def scores(
-        self,
-        queries: Vectors,
-        candidates: Vectors,
-        own_column: int | None,
-        own: Tensor,
-        partials: Tensor,
-        first_segment: int,
-        logsumexp: Tensor | None,
-        weights: Tensor | None,
-    ) -> None:
-        """Writes the partial sums of a block, its own positives' scores to own [dims, rows], and weights if given.
+    def scores(self, block: ScoreBlock) -> None:
+        """Writes the block's partial sums, its own positives' scores to the chunk's, and its weights if they are kept.
 
-        weights [dims, rows, padded columns], relative to `logsumexp` [dims, rows] if that is given, else to what the
-        partial sums say; for float32 features they come in with the products of the parts of the dimensions.
+        The weights are relative to the chunk's logsumexp if that is known, else to what the partial sums say. Before,
+        for float32 features, they hold the dot products of the columns that each dim adds.
         """
+        chunk, candidates = block.chunk, block.candidates.vectors
         if not len(candidates):
             return
-        column = self.module.no_own_column if own_column is None else own_column
         self.module.contrastive_scores(
-            to_dlpack(queries.features), to_dlpack(candidates.features), _capsule(queries.ids),
-            _capsule(candidates.ids), to_dlpack(queries.inverse_norms), to_dlpack(candidates.inverse_norms),
-            _capsule(self.temperature), self.dims, column, to_dlpack(own), _capsule(logsumexp), _capsule(weights),
-            to_dlpack(partials), first_segment, self._stream,
+            to_dlpack(chunk.vectors.features), to_dlpack(candidates.features), _capsule(chunk.vectors.ids),
+            _capsule(candidates.ids), to_dlpack(chunk.vectors.inverse_norms), to_dlpack(candidates.inverse_norms),
+            _capsule(self.temperature), self.dims, self._own_column(block), to_dlpack(chunk.own_scores),
+            _capsule(chunk.logsumexp), _capsule(block.weights), to_dlpack(block.partials), block.first_segment,
+            self._stream,
         )  # fmt: skip
 
     def combine(self, partials: Tensor, extra: Tensor | None, logsumexp: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -123,52 +76,46 @@ class Kernels:
         The weights are relative to the returned logsumexp, which is the given one where there is one.
         """
         known = logsumexp is not None
-        mean = self.empty(*partials.shape[1:3])
+        mean_score = self.empty(*partials.shape[1:3])
         if logsumexp is None:
-            logsumexp = torch.empty_like(mean)
+            logsumexp = torch.empty_like(mean_score)
         self.module.contrastive_combine(
-            to_dlpack(partials), _capsule(extra), known, self.dims, to_dlpack(logsumexp), to_dlpack(mean), self._stream
-        )
-        return logsumexp, mean
+            to_dlpack(partials), _capsule(extra), known, self.dims, to_dlpack(logsumexp), to_dlpack(mean_score),
+            self._stream,
+        )  # fmt: skip
+        return logsumexp, mean_score
 
-    def gradient_weights(
-        self,
-        weights: Tensor,
-        queries: Vectors,
-        candidates: Vectors,
-        own_column: int | None,
-        own: Tensor,
-        partials: Tensor,
-        first_segment: int,
-        logsumexp: Tensor,
-        factors: Sequence[float],
-        scale: Tensor | None,
-    ) -> Tensor:
-        """Makes the operands of the gradient's products of `weights`, in place; the sums over rows [dims, columns]."""
+    def gradient_operands(self, block: ScoreBlock, scales: GradientScales) -> Tensor:
+        """Makes the block's weights into the operands of the gradient's GEMMs, in place.
+
+        Returns total * sum over rows of dL/ds s, [dims, columns].
+        """
+        chunk, candidates = block.chunk, block.candidates.vectors
         if not len(candidates):
             return self.zeros(len(self.dims), 0)
-        groups = -(-len(queries) // int(self.module.contrastive_group_rows))
-        sums = self.empty(groups, len(self.dims), weights.shape[2])
-        column = self.module.no_own_column if own_column is None else own_column
+        assert block.weights is not None and chunk.logsumexp is not None
+        groups = -(-len(chunk.vectors) // int(self.module.contrastive_group_rows))
+        sums = self.empty(groups, len(self.dims), block.weights.shape[2])
         self.module.contrastive_weights(
-            to_dlpack(weights), len(candidates), to_dlpack(queries.inverse_norms),
-            to_dlpack(candidates.inverse_norms), to_dlpack(partials), first_segment, to_dlpack(logsumexp),
-            to_dlpack(own), column, self.dims, list(factors), _capsule(scale), to_dlpack(sums), self._stream,
+            to_dlpack(block.weights), len(candidates), to_dlpack(chunk.vectors.inverse_norms),
+            to_dlpack(candidates.inverse_norms), to_dlpack(block.partials), block.first_segment,
+            to_dlpack(chunk.logsumexp), to_dlpack(chunk.own_scores), self._own_column(block), self.dims,
+            list(scales.dim_weights), _capsule(scales.operands), to_dlpack(sums), self._stream,
         )  # fmt: skip
         return sums.sum(0)[:, : len(candidates)]
 
-    def finish(self, product: Tensor, vectors: Vectors, norm_part: Tensor, scale: Tensor, out: Tensor) -> None:
-        """out = (product scale - vectors norm_part) row_scale; out may be the memory of product.
+    def finish(self, dots: Tensor, vectors: Vectors, norm_part: Tensor, scale: Tensor, out: Tensor) -> None:
+        """out = (dots scale - vectors norm_part) row_scale; out may be the memory of dots.
 
-        product [n, columns], norm_part [dims, n], scale 0-dim, all float32; out [n, a multiple of 8].
+        dots [n, columns], the GEMMs' sum, norm_part [dims, n], scale 0-dim, all float32; out [n, a multiple of 8].
         """
         self.module.contrastive_finish(
-            to_dlpack(product), to_dlpack(vectors.features), to_dlpack(norm_part), to_dlpack(scale),
+            to_dlpack(dots), to_dlpack(vectors.features), to_dlpack(norm_part), to_dlpack(scale),
             _capsule(vectors.row_scale), self.dims, to_dlpack(out), self._stream,
         )  # fmt: skip
 
-    def private_scores(self, queries: Vectors, negatives: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(scores, or cosines without a temperature, inverse norms), [dims, rows, K] for negatives [rows, K, D]."""
+    def private_scores(self, queries: Vectors, negatives: Tensor, ids: Tensor | None) -> PrivateScores:
+        """Scores, or cosines without a temperature, for negatives [rows, K, D] with ids [rows, K]."""
         count = negatives.shape[1]
         scores = self.empty(len(self.dims), len(queries), count)
         norms = torch.empty_like(scores)
@@ -177,32 +124,32 @@ class Kernels:
             _capsule(ids), to_dlpack(queries.inverse_norms), _capsule(self.temperature), self.dims, to_dlpack(scores),
             to_dlpack(norms), self._stream,
         )  # fmt: skip
-        return scores, norms
+        return PrivateScores(scores, norms)
 
     def private_gradients(
         self,
-        queries: Vectors,
+        chunk: QueryChunk,
         negatives: Tensor,
-        weights: Tensor,
+        row_scale: Tensor | None,
+        operands: Tensor,
         norm_part: Tensor,
         scale: Tensor,
-        row_scale: Tensor | None,
-        product: Tensor,
         out: Tensor,
     ) -> None:
-        """Writes out [rows K, a multiple of 8] and adds to product [rows, columns] of the queries."""
+        """Writes out [rows K, a multiple of 8] and adds to the chunk's gradient sum.
+
+        negatives [rows, K, D], row_scale [rows K], operands and norm_part [dims, rows, K], scale 0-dim.
+        """
+        assert chunk.grad is not None
         self.module.contrastive_private_gradients(
-            to_dlpack(queries.features), to_dlpack(negatives.flatten(0, 1)), negatives.shape[1], to_dlpack(weights),
-            to_dlpack(norm_part), to_dlpack(scale), _capsule(row_scale), self.dims, to_dlpack(product),
-            to_dlpack(out), self._stream,
+            to_dlpack(chunk.vectors.features), to_dlpack(negatives.flatten(0, 1)), negatives.shape[1],
+            to_dlpack(operands), to_dlpack(norm_part), to_dlpack(scale), _capsule(row_scale), self.dims,
+            to_dlpack(chunk.grad.value), to_dlpack(out), self._stream,
         )  # fmt: skip
 
-
-def suffix_sums(x: Tensor) -> Tensor:
-    """x[m] = sum over d >= m of x[d], in place. (torch.cumsum is not deterministic on a GPU.)"""
-    for m in reversed(range(len(x) - 1)):
-        x[m] += x[m + 1]
-    return x
+    def _own_column(self, block: ScoreBlock) -> int:
+        column: int = self.module.no_own_column if block.own_column is None else block.own_column
+        return column
 
 
 def _capsule(x: Tensor | None) -> object:
@@ -228,11 +175,11 @@ def aligned_negatives(negatives: Tensor) -> Tensor:
     return copy
 
 
-def scaled(features: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Copies of float16 vectors, brought to lengths of about 1 by powers of two, and these powers [n].
+def unit_length(features: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Copies of float16 vectors, scaled to lengths of about 1 by powers of two, and these powers [n].
 
-    Weights in float16 then need the range of the prefixes' norms only, not that of all vectors' lengths. Nothing is
-    rounded but numbers below 2^-14 of a vector's length.
+    Weights in float16 then need the range of the prefixes' norms only, not that of all vectors' lengths. Only elements
+    below 2^-14 of a vector's length are rounded.
     """
     out = torch.empty(len(features), columns, dtype=features.dtype, device=features.device)
     scale = torch.empty(len(features), dtype=torch.float32, device=features.device)

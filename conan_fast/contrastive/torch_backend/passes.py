@@ -1,22 +1,22 @@
-"""The torch backend of InfoNCE: all Matryoshka dims from one pass over the features.
+"""The torch backend of InfoNCE (see `Backend`): all Matryoshka dims from one pass over the features.
 
-`sweep` makes loss and gradient from one pass over the queries, a chunk of whole rows at a time: 3 products of 2 N M D,
-and only chunk rows x candidates x dims numbers at a time. Where one process never sees all candidates at once,
-`statistics` of each part (1 product) come first and `gradients` (3 products, one of them the scores anew) then.
-The mathematics is in _info_nce_chunk.py.
+`sweep` makes loss and gradient from one pass over the queries, a chunk of whole rows at a time: 3 GEMMs of 2 N M D
+FLOP, and only chunk rows x candidates x dims elements at a time. Where one process never sees all candidates at once,
+`statistics` of each part (1 GEMM) come first and `gradients` (3 GEMMs, one of them the scores anew) then.
+The mathematics is in score_block.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ... import _checks
-from ..batch import Batch
+from ..batch import Batch, Gradients, dim_slices
 from ..norms import inverse, prefix_inverse_norms, subtract_norm_part
-from .chunk import Block, Candidates, Chunk, Problem, collect, differentiate, own_diagonal, score
+from .score_block import Candidates, Inputs, QueryChunk, ScoreBlock
 
 # Bound on everything here but inputs, gradients and O(N + M) statistics.
 WORKSPACE_BYTES = 256 << 20
@@ -24,59 +24,49 @@ BLOCK_COLUMNS = 2048
 MAX_CHUNK_ROWS = 1024
 
 
-def sweep(batch: Batch, with_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss per dim, gradients of queries, positives, shared, private and temperature; empty where not asked for)."""
-    problem = _problem(batch, with_gradients)
-    losses = problem.temperature.new_zeros(len(batch.dims))
-    grads = _Gradients(problem, _checks.kept_gradient_dtype(batch.queries.dtype))
-    columns = sum(len(source.features) for source in problem.sources)
-    workspace, step = _workspace(problem, columns if with_gradients else 0)
-    for chunk in _chunks(problem, step):
-        for block in _blocks(problem, chunk, workspace, whole_rows=True):
-            collect(chunk, problem, block)
-        losses += (chunk.logsumexp - chunk.own).sum(1) / batch.total
+def sweep(batch: Batch, with_gradients: bool) -> tuple[Tensor, Gradients]:
+    """(loss per dim, gradients) of whole rows at once."""
+    inputs = _inputs(batch, with_gradients)
+    losses = inputs.temperature.new_zeros(len(batch.dims))
+    grads = _GradientRoom(inputs, _checks.kept_gradient_dtype(batch.queries.dtype))
+    columns = sum(len(candidates.features) for candidates in inputs.candidates)
+    workspace, step = _workspace(inputs, columns if with_gradients else 0)
+    for chunk in _chunks(inputs, step):
+        for block in _blocks(chunk, workspace, whole_rows=True):
+            block.collect()
+        losses += (chunk.logsumexp - chunk.own_scores).sum(1) / batch.total
         if with_gradients:
-            for block in _blocks(problem, chunk, workspace, whole_rows=True):
-                differentiate(chunk, problem, block)
+            for block in _blocks(chunk, workspace, whole_rows=True):
+                block.differentiate()
             grads.take(chunk)
-    queries_grad, positives_grad, shared_grad, private_grad, temperature_grad = grads.finished()
-    temperature_grad = temperature_grad.to(batch.temperature.device, batch.temperature.dtype)
-    return losses, queries_grad, positives_grad, shared_grad, private_grad, temperature_grad
+    found = grads.finished()
+    return losses, found._replace(temperature=found.temperature.to(batch.temperature.device, batch.temperature.dtype))
 
 
 def statistics(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(logsumexp of the scores over these candidates alone, own positive's score): [dims, N], accumulation dtype.
-
-    A score is cosine / temperature, the logarithm the natural one; -inf without candidates. The own positive's score is
-    0 where it is not among these.
-    """
-    problem = _problem(batch, False)
-    logsumexp, own = (problem.temperature.new_empty(len(batch.dims), len(batch.queries)) for _ in range(2))
-    workspace, step = _workspace(problem, 0)
-    for chunk in _chunks(problem, step):
-        for block in _blocks(problem, chunk, workspace):
-            collect(chunk, problem, block)
-        logsumexp[:, chunk.rows], own[:, chunk.rows] = chunk.logsumexp, chunk.own
-    return logsumexp, own
+    """(logsumexp, own positives' scores), both [dims, N]."""
+    inputs = _inputs(batch, False)
+    logsumexp, own_scores = (inputs.temperature.new_empty(len(batch.dims), len(batch.queries)) for _ in range(2))
+    workspace, step = _workspace(inputs, 0)
+    for chunk in _chunks(inputs, step):
+        for block in _blocks(chunk, workspace):
+            block.collect()
+        logsumexp[:, chunk.rows], own_scores[:, chunk.rows] = chunk.logsumexp, chunk.own_scores
+    return logsumexp, own_scores
 
 
-def gradients(batch: Batch, logsumexp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What these candidates add to the gradients of (queries, positives, shared, private, temperature).
-
-    logsumexp [dims, N]: of all candidates, these and others. Over disjoint sets of candidates, the own positive in one
-    of them, the results sum up to the gradients of `sweep`. All in the accumulation dtype and on the queries' device,
-    empty for shared or private None.
-    """
-    problem = _problem(batch, True)
-    grads = _Gradients(problem, problem.temperature.dtype)
-    widest = max((len(source.features) for source in problem.sources), default=0)
-    workspace, step = _workspace(problem, min(BLOCK_COLUMNS, widest))
-    for chunk in _chunks(problem, step):
+def gradients(batch: Batch, logsumexp: Tensor) -> Gradients:
+    """These candidates' part of the gradients, in the accumulation dtype."""
+    inputs = _inputs(batch, True)
+    grads = _GradientRoom(inputs, inputs.temperature.dtype)
+    widest = max((len(candidates.features) for candidates in inputs.candidates), default=0)
+    workspace, step = _workspace(inputs, min(BLOCK_COLUMNS, widest))
+    for chunk in _chunks(inputs, step):
         chunk.logsumexp = logsumexp[:, chunk.rows]
-        for block in _blocks(problem, chunk, workspace):
-            for _ in score(chunk, problem, block):
-                pass  # into block.stored
-            differentiate(chunk, problem, block)
+        for block in _blocks(chunk, workspace):
+            for _ in block.scores():
+                pass  # into block.kept
+            block.differentiate()
         grads.take(chunk)
     return grads.finished()
 
@@ -93,95 +83,88 @@ def negative_scores(queries: Tensor, negatives: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-class _Gradients:
-    """The gradients of a problem's features and temperature, filled chunk by chunk; empty if they are not asked for."""
+class _GradientRoom:
+    """The gradients of all inputs, filled chunk by chunk; empty if they are not asked for."""
 
-    def __init__(self, problem: Problem, dtype: torch.dtype) -> None:
-        self.problem, self.dtype = problem, dtype
-        self.queries, self.private = self._room(problem.queries), self._room(problem.private)
-        self.weighted = torch.zeros_like(problem.temperature)  # sum of G s over everything
+    def __init__(self, inputs: Inputs, dtype: torch.dtype) -> None:
+        self.inputs, self.dtype = inputs, dtype
+        self.queries, self.private = self._room(inputs.queries), self._room(inputs.private)
+        self.radial = torch.zeros_like(inputs.temperature)  # sum of G s over everything
 
     def _room(self, like: Tensor | None) -> Tensor:
-        shape = like.shape if like is not None and self.problem.with_gradients else (0,)
-        return self.problem.queries.new_empty(shape, dtype=self.dtype)
+        shape = like.shape if like is not None and self.inputs.with_gradients else (0,)
+        return self.inputs.queries.new_empty(shape, dtype=self.dtype)
 
-    def take(self, chunk: Chunk) -> None:
+    def take(self, chunk: QueryChunk) -> None:
         """A chunk that has seen all its candidates."""
-        if chunk.private is not None:
-            self.private[chunk.rows] = chunk.private.differentiate(self.problem, chunk)
-        subtract_norm_part(chunk.grad, chunk.features, chunk.inverse_norms, chunk.weighted, self.problem.segments)
+        private_grad = chunk.finish()
+        if private_grad is not None:
+            self.private[chunk.rows] = private_grad
         self.queries[chunk.rows] = chunk.grad
-        self.weighted += chunk.weighted.sum()
+        self.radial += chunk.radial.sum()
 
-    def finished(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Of queries, positives, shared, private and temperature, after the last chunk."""
-        problem = self.problem
-        for source in problem.sources if problem.with_gradients else []:
-            subtract_norm_part(source.grad, source.features, source.inverse_norms, source.weighted, problem.segments)
-        of_sources = [source.grad.to(self.dtype) for source in problem.sources]
-        shared = of_sources[1] if len(of_sources) > 1 else self._room(None)
-        return self.queries, of_sources[0], shared, self.private, -self.weighted / problem.temperature
+    def finished(self) -> Gradients:
+        """After the last chunk; the temperature's on the queries' device."""
+        inputs = self.inputs
+        for part in inputs.candidates if inputs.with_gradients else []:
+            subtract_norm_part(part.grad, part.features, part.inverse_norms, part.radial, inputs.slices)
+        of_candidates = [part.grad.to(self.dtype) for part in inputs.candidates]
+        shared = of_candidates[1] if len(of_candidates) > 1 else self._room(None)
+        return Gradients(self.queries, of_candidates[0], shared, self.private, -self.radial / inputs.temperature)
 
 
-def _problem(batch: Batch, with_gradients: bool) -> Problem:
-    dtype, temperature, dims = _checks.accumulation_dtype(batch.queries.dtype), batch.temperature, batch.dims
+def _inputs(batch: Batch, with_gradients: bool) -> Inputs:
+    dtype, temperature = _checks.accumulation_dtype(batch.queries.dtype), batch.temperature
     if temperature.device.type == "cpu":  # by value to the device: copying it there would wait
         _checks.temperature_value(temperature.item())
         temperature = torch.full((), temperature.item(), dtype=dtype, device=batch.queries.device)
-    sources = [_candidates(batch.positives, batch.positive_ids, batch.first_positive, dims, with_gradients)]
-    if batch.shared is not None:
-        sources.append(_candidates(batch.shared, batch.shared_ids, None, dims, with_gradients))
-    return Problem(
+
+    def candidates(features: Tensor, ids: Tensor | None, first_own: int | None) -> Candidates:
+        inverse_norms = prefix_inverse_norms(features, batch.dims)
+        shape = features.shape if with_gradients else (0,)
+        grad = torch.zeros(shape, dtype=inverse_norms.dtype, device=features.device)
+        return Candidates(features, ids, first_own, inverse_norms, grad, torch.zeros_like(inverse_norms))
+
+    shared = [] if batch.shared is None else [candidates(batch.shared, batch.shared_ids, None)]
+    return Inputs(
         batch.queries,
         batch.query_ids,
         batch.private,
         batch.private_ids,
-        sources,
-        list(zip([0, *dims[:-1]], dims, strict=True)),
+        [candidates(batch.positives, batch.positive_ids, batch.first_positive), *shared],
+        dim_slices(batch.dims),
         temperature.to(dtype),
-        [weight / batch.total for weight in batch.weights],
+        [weight / batch.total for weight in batch.dim_weights],
         with_gradients,
     )
 
 
-def _candidates(
-    features: Tensor, ids: Tensor | None, first_own: int | None, dims: Sequence[int], with_gradients: bool
-) -> Candidates:
-    inverse_norms = prefix_inverse_norms(features, dims)
-    shape = features.shape if with_gradients else (0,)
-    grad = torch.zeros(shape, dtype=inverse_norms.dtype, device=features.device)
-    return Candidates(features, ids, first_own, inverse_norms, grad, torch.zeros_like(inverse_norms))
-
-
-def _workspace(problem: Problem, stored_columns: int) -> tuple[Tensor | None, int]:
+def _workspace(inputs: Inputs, kept_columns: int) -> tuple[Tensor | None, int]:
     """(room for a chunk's scores of so many columns, rows per chunk)."""
-    queries, dtype, dims = problem.queries, problem.temperature.dtype, len(problem.segments)
-    size, number = queries.shape[1], problem.temperature.element_size()
-    widest = min(BLOCK_COLUMNS, sum(len(source.features) for source in problem.sources))
-    stored = dims * stored_columns
-    negatives = 0 if problem.private is None else problem.private.shape[1] * (3 * size + 5 * dims)
-    per_row = number * (stored + 5 * widest + 3 * size + negatives)
-    upcast = 0 if queries.dtype == dtype else number * widest * size
+    queries, dtype, dims = inputs.queries, inputs.temperature.dtype, len(inputs.slices)
+    size, element = queries.shape[1], inputs.temperature.element_size()
+    widest = min(BLOCK_COLUMNS, sum(len(candidates.features) for candidates in inputs.candidates))
+    kept = dims * kept_columns
+    negatives = 0 if inputs.private is None else inputs.private.shape[1] * (3 * size + 5 * dims)
+    per_row = element * (kept + 5 * widest + 3 * size + negatives)
+    upcast = 0 if queries.dtype == dtype else element * widest * size
     step = max(1, min((WORKSPACE_BYTES - upcast) // per_row, MAX_CHUNK_ROWS, queries.shape[0]))
-    return (torch.empty(stored * step, dtype=dtype, device=queries.device) if stored else None), step
+    return (torch.empty(kept * step, dtype=dtype, device=queries.device) if kept else None), step
 
 
-def _chunks(problem: Problem, step: int) -> Iterator[Chunk]:
-    rows = problem.queries.shape[0]
+def _chunks(inputs: Inputs, step: int) -> Iterator[QueryChunk]:
+    rows = inputs.queries.shape[0]
     for start in range(0, rows, step):
-        yield Chunk(problem, slice(start, min(start + step, rows)))
+        yield QueryChunk(inputs, slice(start, min(start + step, rows)))
 
 
-def _blocks(problem: Problem, chunk: Chunk, workspace: Tensor | None, whole_rows: bool = False) -> Iterator[Block]:
-    """All columns, a block at a time, each with its place for scores in the workspace: its own, or one for all."""
-    rows, dims, used = len(chunk.features), len(problem.segments), 0
-    for source in problem.sources:
-        for start in range(0, len(source.features), BLOCK_COLUMNS):
-            columns = slice(start, min(start + BLOCK_COLUMNS, len(source.features)))
-            width, stored = columns.stop - columns.start, None
-            if workspace is not None:
-                numbers = dims * rows * width
-                stored = workspace[used : used + numbers].view(dims, rows, width)
-                used += numbers if whole_rows else 0
-            features = source.features[columns].to(chunk.features.dtype)
-            yield Block(source, columns, features, own_diagonal(chunk, source, columns), stored)
+def _blocks(chunk: QueryChunk, workspace: Tensor | None, whole_rows: bool = False) -> Iterator[ScoreBlock]:
+    """All columns, a block at a time, each with its own place in the workspace, or (not whole_rows) one for all."""
+    used = 0
+    for candidates in chunk.inputs.candidates:
+        for start in range(0, len(candidates.features), BLOCK_COLUMNS):
+            columns = slice(start, min(start + BLOCK_COLUMNS, len(candidates.features)))
+            block = ScoreBlock(chunk, candidates, columns, None if workspace is None else workspace[used:])
+            if block.kept is not None and whole_rows:
+                used += block.kept.numel()
+            yield block
