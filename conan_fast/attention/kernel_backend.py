@@ -18,7 +18,7 @@ DTYPES = (torch.bfloat16, torch.float16)
 SATURATION_CODES = {name: code for code, name in enumerate(_checks.SATURATIONS)}  # the order of csrc/saturation.h
 
 
-class NativeAttention:
+class KernelAttention:
     """`forward` and `backward` as in `torch_backend.py`, by the kernels of one compiled module."""
 
     def __init__(self, backend: str) -> None:

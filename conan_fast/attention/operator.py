@@ -1,7 +1,7 @@
 """Soft-masked attention, padded and packed: argument checks, the torch operators, and their gradient.
 
 weights = softmax_j(scale q_i.k_j + log M_ij), M the soft mask of `soft_mask.py`. The operators are known to torch by
-schema and shape function, so torch.compile takes them as they are; what they do is the backend's affair.
+schema and shape function, so that torch.compile keeps them as they are; a backend computes them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.autograd.function import once_differentiable
 
 from .. import _backends, _checks
 from . import torch_backend
-from .kernel_backend import NativeAttention
-from .settings import Settings
+from .kernel_backend import KernelAttention
+from .settings import Arguments, Settings
 
 
-class Implementation(Protocol):
-    """A backend; `forward` and `backward` take the tensors of the operators below, then the rest as Settings."""
+class Backend(Protocol):
+    """`forward` and `backward` take the tensors of the operators below, then the rest as Settings."""
 
     @property
     def forward(self) -> Callable[..., tuple[Tensor, Tensor]]: ...
@@ -28,8 +28,8 @@ class Implementation(Protocol):
     def backward(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]: ...
 
 
-NATIVE = {name: NativeAttention(name) for name in ("cuda", "emulated")}
-IMPLEMENTATIONS: dict[str, Implementation] = {"torch": torch_backend, **NATIVE}
+KERNELS = {name: KernelAttention(name) for name in ("cuda", "emulated")}
+BACKENDS: dict[str, Backend] = {"torch": torch_backend, **KERNELS}
 
 _SETTINGS = (
     "Tensor? cu_seqlens, SymInt max_seqlen, float alpha, Tensor? alpha_tensor, str saturation, float scale, "
@@ -48,7 +48,7 @@ torch.library.define(
 @torch.library.impl("conan_fast::attention_forward", "CompositeExplicitAutograd")
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        return IMPLEMENTATIONS[rest[-1]].forward(q, k, v, Settings(*rest[:-1]))
+        return BACKENDS[rest[-1]].forward(q, k, v, Settings(*rest[:-1]))
 
 
 @torch.library.impl("conan_fast::attention_backward", "CompositeExplicitAutograd")
@@ -56,7 +56,7 @@ def _backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad(), torch.autocast(grad_out.device.type, enabled=False):
-        return IMPLEMENTATIONS[rest[-1]].backward(grad_out, q, k, v, out, logsumexp, Settings(*rest[:-1]))
+        return BACKENDS[rest[-1]].backward(grad_out, q, k, v, out, logsumexp, Settings(*rest[:-1]))
 
 
 @torch.library.register_fake("conan_fast::attention_forward")
@@ -71,7 +71,7 @@ def _backward_shapes(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) ->
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps q, k, v, out and the logsumexp of the rows; the weights are made again in the backward pass."""
+    """Keeps q, k, v, out and the logsumexp of the rows; the backward pass recomputes the weights."""
 
     @staticmethod
     def forward(
@@ -118,7 +118,7 @@ def soft_mask_attention(
     Returns [B, L, Hq, D] in q's dtype. First derivatives only.
     Raises ValueError / TypeError naming the argument; RuntimeError for a backend that is not built.
     """
-    return _attend(q, k, v, None, 0, alpha, saturation, scale, deterministic, backend)
+    return _attend(q, k, v, Arguments(None, 0, alpha, saturation, scale, deterministic, backend))
 
 
 def soft_mask_attention_varlen(
@@ -144,21 +144,11 @@ def soft_mask_attention_varlen(
     _checks.tensor("cu_seqlens", cu_seqlens, "S + 1")
     if isinstance(max_seqlen, bool) or not isinstance(max_seqlen, (int, torch.SymInt)):
         raise TypeError(f"max_seqlen must be an int, got {type(max_seqlen).__name__}")
-    return _attend(q, k, v, cu_seqlens, max_seqlen, alpha, saturation, scale, deterministic, backend)
+    return _attend(q, k, v, Arguments(cu_seqlens, max_seqlen, alpha, saturation, scale, deterministic, backend))
 
 
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int,
-    alpha: float | Tensor,
-    saturation: str,
-    scale: float | None,
-    deterministic: bool,
-    backend: str,
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
+    cu_seqlens, alpha = arguments.cu_seqlens, arguments.alpha
     packed = cu_seqlens is not None
     for name, value, heads in (("q", q, "Hq"), ("k", k, "Hkv"), ("v", v, "Hkv")):
         _checks.tensor(name, value, f"T, {heads}, D" if packed else f"B, L, {heads}, D")
@@ -167,12 +157,12 @@ def _attend(
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q)
     _checks.alpha(alpha, q.device)
-    _checks.one_of("saturation", saturation, _checks.SATURATIONS)
-    _checks.positive_scale(scale)
-    chosen = _backends.choose(backend, q.device, lambda name: NATIVE[name].unsupported(q))
+    _checks.one_of("saturation", arguments.saturation, _checks.SATURATIONS)
+    _checks.positive_scale(arguments.scale)
+    chosen = _backends.choose(arguments.backend, q.device, lambda name: KERNELS[name].unsupported(q))
     alpha_float, alpha_tensor = (0.0, alpha) if isinstance(alpha, Tensor) else (float(alpha), None)
-    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    settings = (max_seqlen, alpha_float, saturation, factor, bool(deterministic), chosen)
+    scale = q.shape[-1] ** -0.5 if arguments.scale is None else float(arguments.scale)
+    settings = arguments.max_seqlen, alpha_float, arguments.saturation, scale, bool(arguments.deterministic), chosen
     out: Tensor = _Attention.apply(q, k, v, cu_seqlens, alpha_tensor, *settings)
     return out
 

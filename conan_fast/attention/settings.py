@@ -1,4 +1,4 @@
-"""What a call of soft-masked attention says besides q, k and v."""
+"""The arguments of soft-masked attention besides q, k and v: as the caller gives them, and as a backend takes them."""
 
 from __future__ import annotations
 
@@ -17,3 +17,15 @@ class Settings(NamedTuple):
     saturation: str
     scale: float
     deterministic: bool
+
+
+class Arguments(NamedTuple):
+    """The caller's, not yet checked; see `soft_mask_attention_varlen`. cu_seqlens is None for padded batches."""
+
+    cu_seqlens: Tensor | None
+    max_seqlen: int
+    alpha: float | Tensor
+    saturation: str
+    scale: float | None
+    deterministic: bool
+    backend: str
