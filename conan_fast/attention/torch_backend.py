@@ -1,8 +1,8 @@
 """The torch backend of soft-masked attention: any device, nothing of size L x L kept, no loop over short sequences.
 
 Sequences of nearly one length are gathered from a packed batch, padded to [n, L, heads, D], and go through batched
-GEMMs together. Long sequences go through in blocks of query rows. Query head h * G + g reads K/V head h; rows are ordered
-(query position, g), so the G query heads of a K/V head are one taller matrix and K/V are never expanded.
+GEMMs together. Long sequences go through in blocks of query rows. Query head h * G + g reads K/V head h; rows are
+ordered (query position, g), so the G query heads of a K/V head are one taller matrix and K/V are never expanded.
 Every token belongs to one sequence, so results are scattered by unique index: bit-equal from run to run.
 """
 

@@ -2,7 +2,7 @@
 
 A packed batch is passed as one row of tokens with the keyword arguments that transformers already uses for packed
 batches (`cu_seq_lens_q`, `max_length_q`); a padded batch with a 2-D `attention_mask` is packed here and unpacked again.
-The mask's strength comes with the call, `model(..., alpha=0.3)`; without it a model whose config says
+The soft mask's alpha comes with the call, `model(..., alpha=0.3)`; without it a model whose config says
 `is_causal: false` is bidirectional (alpha = 1) and any other is causal (alpha = 0).
 """
 
@@ -19,9 +19,9 @@ NAME = "conan_soft_mask"
 
 
 def register() -> str:
-    """Make `NAME` known to transformers (again and again is harmless); returns the name."""
+    """Make `NAME` known to transformers; may be called more than once. Returns the name."""
     AttentionInterface.register(NAME, attention_forward)
-    # Like the flash kernels we take the 2-D padding mask (or None where nothing is padded), never a 4-D one.
+    # As for the flash kernels, transformers passes the 2-D padding mask (None where nothing is padded), not a 4-D one.
     AttentionMaskInterface.register(NAME, flash_attention_mask)
     return NAME
 
@@ -46,7 +46,7 @@ def attention_forward(
     Args:
         query: [B, Hq, L, D]; key and value: [B, Hkv, L, D].
         attention_mask: [B, L], True for tokens, or None where no row is padded.
-        alpha: strength of the soft mask, 0 (causal) to 1 (bidirectional); None: what `module.config.is_causal` says.
+        alpha: of the soft mask, 0 (causal) to 1 (bidirectional); None: what `module.config.is_causal` says.
         cu_seq_lens_q: int32 [S + 1], the ends of the sequences of a packed batch (then B = 1).
         max_length_q: the longest of them.
 
@@ -57,7 +57,9 @@ def attention_forward(
         ValueError: for dropout, for a key/value cache, or a packed batch of more than one row.
     """
     if dropout:
-        raise ValueError(f"dropout: {NAME} has none, got {dropout}; set attention_dropout=0 in the model's config")
+        raise ValueError(
+            f"dropout: {NAME} does not support dropout, got {dropout}; set attention_dropout=0 in the model's config"
+        )
     if key.shape[2] != query.shape[2]:
         raise ValueError(
             f"key: {key.shape[2]} positions for {query.shape[2]} queries; {NAME} does not generate from a cache, "
@@ -79,14 +81,19 @@ def attention_forward(
         return out[None], None
     if attention_mask is None:
         return soft_mask_attention(q_BLHD, k_BLHD, v_BLHD, alpha, saturation=saturation, scale=scaling), None
+    qkv = q_BLHD, k_BLHD, v_BLHD
+    return _attend_padded(qkv, attention_mask, alpha, saturation=saturation, scale=scaling), None
 
-    tokens_BL = attention_mask.bool()
+
+def _attend_padded(
+    qkv: tuple[Tensor, Tensor, Tensor], mask_BL: Tensor, alpha: float | Tensor, **options: Any
+) -> Tensor:
+    """Packs the rows of q, k and v [B, L, heads, D] that are tokens, and unpacks the output; padding becomes 0."""
+    tokens_BL = mask_BL.bool()
     lengths_B = tokens_BL.sum(1, dtype=torch.int32)
     cu_seqlens = nn.functional.pad(lengths_B.cumsum(0, dtype=torch.int32), (1, 0))
-    packed = soft_mask_attention_varlen(
-        q_BLHD[tokens_BL], k_BLHD[tokens_BL], v_BLHD[tokens_BL], cu_seqlens, int(lengths_B.max()), alpha,
-        saturation=saturation, scale=scaling,
-    )  # fmt: skip
-    out = packed.new_zeros(q_BLHD.shape)
-    out[tokens_BL] = packed
-    return out, None
+    q, k, v = (x[tokens_BL] for x in qkv)
+    packed_out = soft_mask_attention_varlen(q, k, v, cu_seqlens, int(lengths_B.max()), alpha, **options)
+    out = packed_out.new_zeros(qkv[0].shape)
+    out[tokens_BL] = packed_out
+    return out
