@@ -28,7 +28,7 @@ def choose(backend: str, device: torch.device, unsupported: Callable[[str], Exce
     """The backend that a call with tensors on `device` uses.
 
     unsupported: why the kernels of "cuda" or "emulated" do not support the call, or None.
-    "auto" takes the kernels for a CUDA tensor and torch for any other; where the kernels are missing or do not take
+    "auto" uses the kernels for a CUDA tensor and torch for any other; where the kernels are missing or do not support
     the call it falls back to torch, with one warning per reason and process. Raises ValueError for an unknown name;
     for a backend that was requested by name RuntimeError where it is missing, else what `unsupported` says.
     """

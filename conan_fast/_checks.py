@@ -29,10 +29,10 @@ def kept_gradient_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def one_of(name: str, value: str, taken: Sequence[str]) -> None:
-    """`value` is one of the names `taken`."""
-    if value not in taken:
-        raise ValueError(f"{name} must be one of {tuple(taken)}, got {value!r}")
+def one_of(name: str, value: str, expected: Sequence[str]) -> None:
+    """`value` is one of the names `expected`."""
+    if value not in expected:
+        raise ValueError(f"{name} must be one of {tuple(expected)}, got {value!r}")
 
 
 def tensor(name: str, value: Any, shape: str) -> None:

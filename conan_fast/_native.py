@@ -1,6 +1,6 @@
 """The compiled kernels: `_C` for GPUs and `_emulated`, the same kernels compiled for the CPU, which the tests build.
 
-Both modules have the same functions. They know nothing of torch: tensors cross over as DLPack capsules.
+Both modules have the same functions. They do not link torch: tensors are passed as DLPack capsules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The plain definitions of the operators: what every test compares with. Autograd by torch, memory no concern."""
+"""The plain definitions of the operators, which every test compares with: autograd by torch, any memory."""
 
 from __future__ import annotations
 
@@ -71,28 +71,28 @@ def info_nce(
     negative_ids: Tensor | None = None,
     negative_scope: str = "shared",
 ) -> InfoNCE:
-    """sum_d w_d mean_i -log(exp(s_ii) / sum_j exp(s_ij)), s = cos / temperature of the first d numbers (eq. 1)."""
+    """sum_d w_d mean_i -log(exp(s_ii) / sum_j exp(s_ij)), s = cos / temperature of the first d elements (eq. 1)."""
     size = len(queries)
     dims = [queries.shape[1]] if dims is None else dims
     weights = [1.0] * len(dims) if dim_weights is None else dim_weights
     own = torch.eye(size, dtype=torch.bool, device=queries.device)
-    left_out = torch.zeros_like(own)
+    masked = torch.zeros_like(own)
     if positive_ids is not None:
-        left_out = (positive_ids[:, None] == positive_ids[None, :]) & ~own
+        masked = (positive_ids[:, None] == positive_ids[None, :]) & ~own
     if negatives is not None:
         same = torch.zeros(size, *negatives.shape[:2], dtype=torch.bool, device=queries.device)
         if positive_ids is not None and negative_ids is not None:
             same = positive_ids[:, None, None] == negative_ids[None]
         if negative_scope == "private":
             same = same | ~own[:, :, None]
-        left_out = torch.cat([left_out, same.flatten(1)], 1)
+        masked = torch.cat([masked, same.flatten(1)], 1)
     losses = []
     for dim in dims:
         candidates = positives[:, :dim]
         if negatives is not None:
             candidates = torch.cat([candidates, negatives[..., :dim].flatten(0, 1)])
         scores = normalise(queries[:, :dim]) @ normalise(candidates).T / temperature
-        scores = scores.masked_fill(left_out, -torch.inf)
+        scores = scores.masked_fill(masked, -torch.inf)
         losses.append((scores.logsumexp(1) - scores.diagonal()).mean())
     loss = sum(weight * value for weight, value in zip(weights, losses, strict=True))
     negative_scores = None

@@ -1,6 +1,6 @@
-"""The kernel backends of soft-masked attention: allocates what the kernels write, hands tensors over, starts them.
+"""The kernel backends of soft-masked attention: allocate what the kernels write, pass tensors to them, start them.
 
-The same code serves "cuda" and "emulated" (the kernels compiled for the CPU). On a GPU nothing here waits for it.
+The same code serves "cuda" and "emulated" (the kernels compiled for the CPU). Nothing here waits for the GPU.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class KernelAttention:
         if q.dtype not in DTYPES:
             return TypeError(f"q must be bfloat16 or float16 for the kernels, got {q.dtype}")
         if q.shape[-1] not in _head_dims(self._backend):
-            taken = ", ".join(map(str, _head_dims(self._backend)))
-            return ValueError(f"q must have a head_dim out of {taken} for the kernels, got {q.shape[-1]}")
+            supported = ", ".join(map(str, _head_dims(self._backend)))
+            return ValueError(f"q must have a head_dim out of {supported} for the kernels, got {q.shape[-1]}")
         reason = _native.gpu_unsupported(q.device.index) if device == "cuda" else None
         return RuntimeError(reason) if reason else None
 
@@ -82,7 +82,7 @@ class KernelAttention:
         """
         cu_seqlens, schedule = settings.cu_seqlens, None
         if cu_seqlens is not None:
-            if cu_seqlens.device.type == "cpu":  # on a GPU the kernels cut offsets to what exists
+            if cu_seqlens.device.type == "cpu":  # on a GPU the kernels clamp the offsets
                 _checks.sequences(cu_seqlens, settings.max_seqlen, q.shape[0])
             cu_seqlens = cu_seqlens.contiguous()
             slots = self._module.schedule_slots(q.shape[0], len(cu_seqlens) - 1)

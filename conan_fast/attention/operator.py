@@ -1,7 +1,7 @@
 """Soft-masked attention, padded and packed: argument checks, the torch operators, and their gradient.
 
-weights = softmax_j(scale q_i.k_j + log M_ij), M the soft mask of `soft_mask.py`. The operators are known to torch by
-schema and shape function, so that torch.compile keeps them as they are; a backend computes them.
+weights = softmax_j(scale q_i.k_j + log M_ij), M the soft mask of `soft_mask.py`. The operators have a schema and
+a shape function, so that torch.compile keeps them as they are; a backend computes them.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """x as torch.autocast hands it to SDPA: in the autocast dtype where autocast is on (float64 stays)."""
+    """x as torch.autocast passes it to SDPA: in the autocast dtype where autocast is on (float64 stays)."""
     device = x.device.type
     if not _has_autocast(device) or not torch.is_autocast_enabled(device):
         return x

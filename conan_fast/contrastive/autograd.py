@@ -78,7 +78,7 @@ def keep_gradients(ctx: Any, batch: Batch, losses: Tensor, grads: Sequence[Tenso
     ctx.dtypes = [None if x is None else x.dtype for x in batch[:5]]
     ctx.save_for_backward(*grads)
     ctx.mark_non_differentiable(losses)
-    # The weights are plain numbers: a tensor of them would be one more copy to the device.
+    # The weights are Python floats: a tensor of them would be one more copy to the device.
     loss = losses[0] * batch.dim_weights[0]
     for index in range(1, len(batch.dim_weights)):
         loss = loss + losses[index] * batch.dim_weights[index]
@@ -98,7 +98,7 @@ def kept_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
 def _times(kept: Tensor, grad: Tensor, in_place: bool) -> Tensor:
     if not in_place or kept.dim() == 0:  # a temperature may be on the CPU and the loss on a GPU
         return kept * grad
-    # detach: autograd copies a gradient that somebody else, here ctx, holds as well.
+    # detach: autograd copies a gradient that ctx holds as well.
     return kept.mul_(grad).detach()
 
 

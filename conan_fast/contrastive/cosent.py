@@ -21,7 +21,7 @@ def cosent(
 ) -> Tensor:
     """log(1 + sum over label_i > label_j of exp((cos_j - cos_i) / temperature)), summed over dims with weights (eq. 2).
 
-    a, b: [N, D] bfloat16, float16, float32 or float64; pair i has cosine cos_i = cos(a_i, b_i), of the first d numbers
+    a, b: [N, D] bfloat16, float16, float32 or float64; pair i has cosine cos_i = cos(a_i, b_i), of the first d elements
         for each d of dims (distinct, in 1..D, default (D,); dim_weights default 1 each).
     labels: [N], integers or floats; equal labels form no pair, and with fewer than two distinct ones the loss is 0.
     temperature: positive float or 0-dim tensor. Returns a scalar, float32 (float64 for float64 inputs).

@@ -53,7 +53,7 @@ def info_nce(
         there. A temperature tensor counts as a local input too. All processes must call backward, with the same factor.
         Where everybody's candidates and their gradients would take more than 256 MB they are not gathered but travel
         around a ring, which costs a fourth matrix product.
-    backend: on a GPU "auto" takes the CUDA kernels for bfloat16, float16 and float32, D up to 8192 and up to 32 dims
+    backend: on a GPU "auto" uses the CUDA kernels for bfloat16, float16 and float32, D up to 8192 and up to 32 dims
         that are multiples of 16 (docs/contrastive_kernels.md); else, with one warning that says why, torch.
     Returns InfoNCE(loss, loss_per_dim in the order of dims, negative_scores: cosine at full D), float32 (float64 for
     float64 inputs); only loss carries a gradient (first derivatives).

@@ -1,4 +1,4 @@
-"""The contrastive kernels as functions on tensors: hands tensors over, starts kernels, no more."""
+"""The contrastive kernels as functions on tensors: passes tensors to the kernels and starts them, no more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products with float32 sums, by torch's library."""
+"""GEMMs with float32 accumulation, by torch's library."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 def multiply(out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
     """out = a @ b, or out += a @ b: out [m, n] float32, a [m, k] and b [k, n] of one dtype.
 
-    float32 products follow torch.backends.cuda.matmul.allow_tf32 as all of torch's do.
+    float32 GEMMs follow torch.backends.cuda.matmul.allow_tf32 as all of torch's do.
     """
     if a.dtype == torch.float32:
         torch.addmm(out, a, b, beta=int(add), out=out)
-    elif a.device.type != "cuda":  # a CPU makes no float32 result from 16-bit numbers; their products are exact here
+    elif a.device.type != "cuda":  # a CPU GEMM of 16-bit operands has no float32 result; this one is exact
         multiply(out, a.float(), b.float(), add=add)
-    elif _TORCH >= (2, 10):  # 2.8 and 2.9 have the function, but add to nothing but 16 bits
+    elif _TORCH >= (2, 10):  # 2.8 and 2.9 have the function, but add to 16-bit tensors only
         torch.ops.aten.addmm.dtype_out(out, a, b, torch.float32, beta=int(add), out=out)
     elif _TORCH >= (2, 8):
         if add:

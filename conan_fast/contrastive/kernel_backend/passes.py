@@ -69,7 +69,7 @@ class Passes:
         """(logsumexp, own positives' scores) [dims, N]; 1 GEMM."""
         logsumexp, own_scores = self._statistics_room()
         rows, columns = workspace.statistics(self.sizes)
-        # The kernels for 16 bits keep scores on chip, dot products of float32 features have to go somewhere.
+        # The kernels for 16 bits keep scores on chip; the GEMMs of float32 features write dot products to memory.
         room = self._room(rows, [columns]) if self.dtype == torch.float32 else None
         for chunk in self._chunks(rows):
             partials, segment = self._partials(chunk, self.sizes.columns), 0
