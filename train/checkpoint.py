@@ -1,4 +1,4 @@
-"""Checkpoints from which a run continues exactly: safetensors and JSON, written atomically."""
+"""Checkpoints for exact resumption: safetensors and JSON, written atomically."""
 
 import json
 import shutil
@@ -12,21 +12,21 @@ from torch.optim import Optimizer
 
 from train.files import atomic_folder
 
-# The newest two are kept: one can be copied away while the next is being written.
+# Number of checkpoints kept: one can be copied while the next is being written.
 KEPT = 2
 
 
 @dataclass
 class Checkpoint:
-    """Everything a stage needs beside model and optimizer to go on as if nothing had happened."""
+    """The state of a stage besides model and optimizer."""
 
-    step: int  # optimiser steps done
+    step: int  # optimizer steps done
     state: dict[str, Any] = field(default_factory=dict)  # JSON
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> Path:
-    """Write `folder`/step-XXXXXXXX and drop all but the newest `KEPT`."""
+    """Write `folder`/step-XXXXXXXX and delete all but the newest `KEPT`."""
     target = folder / f"step-{checkpoint.step:08d}"
     with atomic_folder(target) as partial:
         save_file(_parameters(model), partial / "model.safetensors")
@@ -44,15 +44,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Checkpoint:
-    """Put a checkpoint's values into model and optimizer, and return the rest of it.
+    """Load a checkpoint into model and optimizer, and return the rest.
 
     Raises:
-        ValueError: if the model's parameters are not those of the checkpoint.
+        ValueError: the model's parameters differ from the checkpoint's in name or shape.
     """
     saved = load_file(path / "model.safetensors")
     named = dict(model.named_parameters())
     if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in named.items()}:
-        raise ValueError(f"{path}: its parameters are not those of the recipe's model; was [model] changed?")
+        raise ValueError(f"{path}: its parameters do not match the recipe's model; did [model] change?")
     for name, parameter in named.items():
         parameter.data.copy_(saved[name])
     for key, value in load_file(path / "optimizer.safetensors").items():
@@ -68,7 +68,7 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    # named_parameters() names tied weights once, which is also what safetensors asks for.
+    # named_parameters() returns tied parameters once, as safetensors requires.
     return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
 
 

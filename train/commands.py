@@ -1,22 +1,22 @@
-"""What each command does: load the data, train (or mine, or evaluate), save."""
+"""The commands that make up a run: load the data, train or mine, save."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer
 
 from train.data.languages import TABLE_7_SHARES
 from train.data.rows import Instruction, Pair, Scored, Text
-from train.encoder import ModelEncoder
+from train.evaluation.encoder import ModelEncoder
 from train.files import atomic_folder
-from train.loop import Stage, run_stage
+from train.loop import Stage, StageContext, run_stage
 from train.pairs import PairTable
 from train.recipe import RecipeError, Source
-from train.run import Run, need_sources
-from train.stages.language_model import Pretrain, Sft
+from train.run import Run, require_sources
 from train.stages.mine import mine as mine_pools
+from train.stages.pretrain import Pretrain
+from train.stages.sft import Sft
 from train.stages.supervised import Supervised
 from train.stages.weak import Weak
 from train.teacher import teacher_scores
@@ -26,7 +26,7 @@ from train.tokenizer import save_tokenizer, train_tokenizer
 def tokenizer(run: Run) -> None:
     """Train the tokenizer on the pretraining text."""
     recipe = run.recipe
-    need_sources("pretrain", recipe.pretrain.sources)
+    require_sources("pretrain", recipe.pretrain.sources)
     if not run.begin("tokenizer", "tokenizer.json"):
         return
     texts = [row.text for source in recipe.pretrain.sources for row in run.rows(source, Text)]
@@ -38,23 +38,22 @@ def tokenizer(run: Run) -> None:
 
 
 def pretrain(run: Run) -> None:
-    """Stage 1: next token on plain text."""
+    """Stage 1: next-token prediction on plain text."""
 
-    def build(tokens: Tokenizer) -> Pretrain:
+    def build(context: StageContext) -> Pretrain:
         recipe = run.recipe.pretrain
         texts = [[row.text for row in run.rows(source, Text)] for source in recipe.sources]
-        return Pretrain(recipe, texts, tokens, seed=run.recipe.seed, device=run.device, precision=run.recipe.precision)
+        return Pretrain(recipe, texts, context)
 
     _train(run, "pretrain", build)
 
 
 def sft(run: Run) -> None:
-    """Stage 2: next token on the outputs of (instruction, input, output)."""
+    """Stage 2: next-token prediction on the outputs of instructions."""
 
-    def build(tokens: Tokenizer) -> Sft:
+    def build(context: StageContext) -> Sft:
         recipe = run.recipe.sft
-        rows = [run.rows(source, Instruction) for source in recipe.sources]
-        return Sft(recipe, rows, tokens, seed=run.recipe.seed, device=run.device, precision=run.recipe.precision)
+        return Sft(recipe, [run.rows(source, Instruction) for source in recipe.sources], context)
 
     _train(run, "sft", build)
 
@@ -62,18 +61,17 @@ def sft(run: Run) -> None:
 def weak(run: Run) -> None:
     """Stage 3: in-batch InfoNCE under the soft mask."""
 
-    def build(tokens: Tokenizer) -> Weak:
+    def build(context: StageContext) -> Weak:
         recipe = run.recipe.weak
-        tables = [_filtered(run, source) for source in recipe.sources]
-        return Weak(recipe, tables, tokens, seed=run.recipe.seed, device=run.device, precision=run.recipe.precision)
+        return Weak(recipe, [_filtered_pairs(run, source) for source in recipe.sources], context)
 
     _train(run, "weak", build)
 
 
 def mine(run: Run) -> None:
-    """The pools of hard negatives of stage 4, found with the model of stage 3."""
+    """Pools of hard negatives for stage 4, found with the model of stage 3."""
     recipe = run.recipe
-    need_sources("supervised", recipe.supervised.sources)
+    require_sources("supervised", recipe.supervised.sources)
     if not run.begin("mine", "pools.safetensors"):
         return
     model, tokens = run.finished_model("weak"), run.tokenizer()
@@ -90,18 +88,21 @@ def mine(run: Run) -> None:
             precision=recipe.precision,
             progress="mine",
         )
-        table = _pairs(run, source)
         pools[str(number)] = mine_pools(
-            table, encoder.encode, recipe.mine, at_least=recipe.supervised.num_negatives, seed=recipe.seed
+            _pairs(run, source),
+            encoder.encode,
+            recipe.mine,
+            at_least=recipe.supervised.num_negatives,
+            seed=recipe.seed,
         )
     with atomic_folder(run.folder / "mine") as partial:
         save_file(pools, partial / "pools.safetensors")
 
 
 def supervised(run: Run) -> None:
-    """Stage 4: InfoNCE with dynamic hard negatives, CoSENT, Matryoshka."""
+    """Stage 4: InfoNCE with dynamic hard negatives, CoSENT, Matryoshka dims."""
 
-    def build(tokens: Tokenizer) -> Supervised:
+    def build(context: StageContext) -> Supervised:
         recipe = run.recipe.supervised
         pools = _load_pools(run)
         data: list[tuple[PairTable, NDArray[np.int64]] | Sequence[Scored]] = []
@@ -112,39 +113,39 @@ def supervised(run: Run) -> None:
             table, pool = _pairs(run, source), pools.get(str(number))
             if pool is None or len(pool) != len(table):
                 raise RecipeError(
-                    f"supervised.sources.{number}: the mined pools are not of {source.path}; "
+                    f"supervised.sources.{number}: the mined pools do not belong to {source.path}; "
                     "mine again: python -m train mine --overwrite"
                 )
             data.append((table, pool))
-        return Supervised(recipe, data, tokens, seed=run.recipe.seed, device=run.device, precision=run.recipe.precision)
+        return Supervised(recipe, data, context)
 
     _train(run, "supervised", build)
 
 
-def _train(run: Run, name: str, build: Callable[[Tokenizer], Stage]) -> None:
-    need_sources(name, getattr(run.recipe, name).sources)
-    model, tokens = run.start_model(name), run.tokenizer()  # fails before an earlier result is touched
+def _train(run: Run, name: str, build: Callable[[StageContext], Stage]) -> None:
+    require_sources(name, getattr(run.recipe, name).sources)
+    model, tokens = run.start_model(name), run.tokenizer()  # fails before an earlier result is removed
     if not run.begin(name, "model"):
         return
-    run_stage(build(tokens), model, run.folder / name, resume=run.resume)
+    context = StageContext(tokens, run.recipe.seed, run.device, run.recipe.precision)
+    run_stage(build(context), model, run.folder / name, resume=run.resume)
     run.save_finished(name, model)
 
 
 def _pairs(run: Run, source: Source) -> PairTable:
-    """The pairs of a source that can be drawn: with table 7's shares, those of its languages."""
+    """The pairs of a source that can be sampled: with table 7's shares, only those in its languages."""
     table = PairTable.of(run.rows(source, Pair))
     return table if source.shares == "rows" else table.only(np.isin(table.languages, list(TABLE_7_SHARES)))
 
 
-def _filtered(run: Run, source: Source) -> PairTable:
+def _filtered_pairs(run: Run, source: Source) -> PairTable:
     """The pairs of a source without those that the teacher scores too low (paper: below 0.4)."""
     recipe = run.recipe.weak
     rows = run.rows(source, Pair)
     table = PairTable.of(rows)
     if not source.filter:
         return table
-    scores = teacher_scores(rows, recipe.teacher)
-    table = table.only(scores >= recipe.min_teacher_score)
+    table = table.only(teacher_scores(rows, recipe.teacher) >= recipe.min_teacher_score)
     if len(table) < len(rows):
         print(f"      weak: the teacher drops {len(rows) - len(table):,} of {len(rows):,} pairs of {source.path}")
     return table
@@ -153,11 +154,11 @@ def _filtered(run: Run, source: Source) -> PairTable:
 def _load_pools(run: Run) -> dict[str, NDArray[np.int64]]:
     file = run.folder / "mine" / "pools.safetensors"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; first run: python -m train mine")
+        raise FileNotFoundError(f"{file}: not found; first run: python -m train mine")
     return load_file(file)
 
 
-PARTS: dict[str, Callable[[Run], None]] = {
+COMMANDS: dict[str, Callable[[Run], None]] = {
     "tokenizer": tokenizer,
     "pretrain": pretrain,
     "sft": sft,

@@ -1,36 +1,35 @@
-"""The whole paper in order, tiny: tokenizer, four stages, mining, and scores on held-out text after each stage."""
+"""The demo: tokenizer, four stages, mining, and scores on held-out text after each stage."""
 
 import time
 
-from train.commands import PARTS
-from train.evaluate import BM25, UNTRAINED, Evaluation
+from train.commands import COMMANDS
+from train.evaluation.stages import BM25, UNTRAINED, StageScores
 from train.plot import plot_run
 from train.run import STAGES, Run
 
 
 def demo(run: Run) -> None:
-    """Run every part and print the scores as they come; with run.resume what is finished stays."""
+    """Run all commands and print the scores after each stage. With run.resume, finished results are kept."""
     start = time.perf_counter()
-    evaluation: Evaluation | None = None
-    for name, part in PARTS.items():
-        part(run)
-        if evaluation is None:  # the tokenizer is there: the untrained model can be built
-            evaluation = Evaluation(run)
-            for baseline in (BM25, UNTRAINED):
-                _score(evaluation, baseline, run)
+    COMMANDS["tokenizer"](run)  # which the untrained model needs
+    scores = StageScores(run)
+    for baseline in (BM25, UNTRAINED):
+        _score(scores, baseline, run)
+    for name, command in COMMANDS.items():
+        if name != "tokenizer":
+            command(run)
         if name in STAGES:
-            _score(evaluation, name, run)
-            evaluation.print()
-    assert evaluation is not None
-    evaluation.print(languages=True)
-    picture = plot_run(run.folder)
+            _score(scores, name, run)
+            scores.print()
+    scores.print(language_tables=True)
+    plot = plot_run(run.folder)
     model = run.folder / "supervised" / "model"
     print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes.")
-    print(f"  the model:   {model}   (SentenceTransformer({str(model)!r}) loads it)")
-    print(f"  the picture: {picture}")
-    print(f"  the scores:  {evaluation.file}")
+    print(f"  model:  {model}   (load with SentenceTransformer({str(model)!r}))")
+    print(f"  plot:   {plot}")
+    print(f"  scores: {scores.file}")
 
 
-def _score(evaluation: Evaluation, name: str, run: Run) -> None:
-    if not (run.resume and name in evaluation.results):
-        evaluation.score(name)
+def _score(scores: StageScores, name: str, run: Run) -> None:
+    if not (run.resume and name in scores.results):
+        scores.score(name)

@@ -1,4 +1,4 @@
-"""Dynamic hard negatives (section 3.4, eq. 5 and 6): a negative that became easy gives way to the next of its pool."""
+"""Dynamic hard negatives (section 3.4, eq. 5 and 6): easy negatives are replaced by the next of their pool."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ReplacementRule:
-    """Eq. 6, with S0 the score at which a negative came into use and S its score now."""
+    """Eq. 6, with S0 the score of a negative at its first use and S its current score."""
 
     replace_below: float = 0.4
     ratio: float = 1.2
@@ -22,50 +22,52 @@ class ReplacementRule:
 
 
 class DynamicNegatives:
-    """The K negatives in use of each of n pairs, and where each pair stands in its pool.
+    """The K current negatives of each of n pairs, and each pair's position in its pool.
 
-    Scores are read off the loss (`info_nce(...).negative_scores`): watching costs no extra forward. A pair whose pool
-    is used up keeps what it has.
+    Scores come from the loss (`info_nce(...).negative_scores`) without another forward pass. A pair whose pool is used
+    up keeps its negatives.
     """
 
     def __init__(self, pools: NDArray[np.int64], num_negatives: int, rule: ReplacementRule | None) -> None:
         """
         Args:
-            pools: [n, P] text numbers, hardest first, -1 where a pool is shorter; at least K in each.
+            pools: [n, P] text indices, hardest first, padded with -1; at least K in each.
             num_negatives: K.
-            rule: None keeps the first K for ever.
+            rule: None never replaces.
 
         Raises:
-            ValueError: if a pool is shorter than K.
+            ValueError: a pool is shorter than K.
         """
         self._sizes = (pools >= 0).sum(1)
         if len(pools) and self._sizes.min() < num_negatives:
             short = int(self._sizes.argmin())
-            raise ValueError(f"pools: pair {short} has {self._sizes[short]} negatives, at least {num_negatives} needed")
+            raise ValueError(
+                f"pools: pair {short} has {self._sizes[short]} negatives, expected at least {num_negatives}"
+            )
         self._pools, self._rule = pools, rule
         self._slots = np.tile(np.arange(num_negatives, dtype=np.int64), (len(pools), 1))  # positions in the pool
         self._next = np.full(len(pools), num_negatives, dtype=np.int64)
         self._first = np.full((len(pools), num_negatives), np.nan, dtype=np.float32)
 
     def current(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Text numbers [len(rows), K] of the negatives in use."""
+        """Text indices [len(rows), K] of the current negatives."""
         return np.take_along_axis(self._pools[rows], self._slots[rows], axis=1)
 
     def update(self, rows: NDArray[np.int64], scores: Tensor) -> float:
-        """Note the scores [len(rows), K] of this step, replace by eq. 6 from the next step on.
+        """Record the scores [len(rows), K] of this step and replace negatives by eq. 6.
 
         Returns:
-            The share of negatives that was replaced.
+            The share of replaced negatives.
         """
         if self._rule is None or scores.numel() == 0:
             return 0.0
-        rows, at = np.unique(rows, return_index=True)  # a pair that came twice counts once
+        rows, at = np.unique(rows, return_index=True)  # a pair that occurs twice counts once
         now = scores.detach().float().cpu().numpy()[at]
         first = np.where(np.isnan(self._first[rows]), now, self._first[rows])
-        wanted = self._rule(first, now)
-        rank = wanted.cumsum(1) - 1  # the first to go takes the next of the pool, the second the one after
+        easy = self._rule(first, now)
+        rank = easy.cumsum(1) - 1  # the first easy negative gets the next of the pool, the second the one after
         target = self._next[rows][:, None] + rank
-        replaced = wanted & (target < self._sizes[rows][:, None])
+        replaced = easy & (target < self._sizes[rows][:, None])
         self._slots[rows] = np.where(replaced, target, self._slots[rows])
         self._first[rows] = np.where(replaced, np.float32(np.nan), first)
         self._next[rows] += replaced.sum(1)

@@ -1,8 +1,7 @@
-"""Gradients of a loss on embeddings, with a batch as large as wished and memory for only a part of it.
+"""Gradients of a loss on embeddings, for batches larger than memory (gradient caching, Gao et al. 2021).
 
-The embeddings of all texts are computed part by part without a graph; the loss gives their gradients; then each part is
-embedded again, with a graph, and its gradients are pushed through (gradient caching, Gao et al. 2021). A batch that
-fits is embedded once, as usual.
+All micro-batches are embedded without a graph, the loss gives the gradients of the embeddings, then each micro-batch is
+embedded again with a graph to backpropagate its part. A single micro-batch is embedded once, as usual.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +17,8 @@ from train.packing import pack, split_by_tokens
 
 
 @dataclass(frozen=True)
-class Embedding:
-    """How texts of a step are embedded."""
+class EmbedSettings:
+    """How the texts of a step are embedded: forward pass and soft mask."""
 
     device: torch.device
     precision: str
@@ -27,7 +26,7 @@ class Embedding:
     alpha: float = 1.0
     saturation: str = "key"
 
-    def __call__(self, model: LlamaForCausalLM, sequences: Sequence[Sequence[int]]) -> Tensor:
+    def embed(self, model: LlamaForCausalLM, sequences: Sequence[Sequence[int]]) -> Tensor:
         """[S, hidden] float32."""
         with autocast(self.device, self.precision):
             return embed(model, pack(sequences, self.device), self.alpha, self.saturation)
@@ -36,30 +35,30 @@ class Embedding:
 def backward_through_embeddings(
     model: LlamaForCausalLM,
     sequences: Sequence[Sequence[int]],
-    embedding: Embedding,
+    settings: EmbedSettings,
     loss_of: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Add the gradients of `loss_of(embeddings)` to the model's parameters.
 
     Args:
         sequences: S token sequences.
-        loss_of: takes the embeddings [S, hidden], returns a scalar with a graph back to them.
+        loss_of: embeddings [S, hidden] float32 -> scalar with a graph.
 
     Returns:
         The loss, detached.
     """
-    parts = split_by_tokens([len(s) for s in sequences], embedding.micro_batch_tokens)
-    if len(parts) == 1:
-        loss = loss_of(embedding(model, sequences))
+    micro_batches = split_by_tokens([len(s) for s in sequences], settings.micro_batch_tokens)
+    if len(micro_batches) == 1:
+        loss = loss_of(settings.embed(model, sequences))
         loss.backward()
         return loss.detach()
 
     with torch.no_grad():
-        cached = torch.cat([embedding(model, [sequences[i] for i in part]) for part in parts])
+        cached = torch.cat([settings.embed(model, [sequences[i] for i in batch]) for batch in micro_batches])
     cached.requires_grad_()
     loss = loss_of(cached)
     loss.backward()
     assert cached.grad is not None
-    for part in parts:  # the indices of a part are consecutive
-        embedding(model, [sequences[i] for i in part]).backward(cached.grad[part[0] : part[-1] + 1])
+    for batch in micro_batches:  # its indices are consecutive
+        settings.embed(model, [sequences[i] for i in batch]).backward(cached.grad[batch[0] : batch[-1] + 1])
     return loss.detach()

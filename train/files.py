@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader sees the old or the new, never half of one."""
+"""Atomic writes of files and folders: a reader sees either the old or the new version."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from typing import Any
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it becomes `target` when the block ends without an error.
+    """Yield an empty folder, which is renamed to `target` if the block ends without an error.
 
-    An existing `target` is replaced. What a killed process left half-written is removed by the next attempt.
+    An existing `target` is replaced. The next attempt removes what a killed process left behind.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
@@ -48,7 +48,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write JSON atomically. Raises ValueError for NaN and inf, which JSON does not know."""
+    """Write JSON atomically. Raises ValueError for NaN and inf, which JSON does not support."""
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a stage to stop after the step it is in; a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM stop a stage after the current step; a second Ctrl-C stops immediately."""
 
 import signal
 from types import FrameType, TracebackType
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class StoppedByUser(Exception):
-    """The run was asked to stop; its state is saved."""
+    """The user stopped the run; its state is saved."""
 
 
 class StopRequest:
-    """While entered, `requested` turns True at SIGINT or SIGTERM instead of the process being torn down."""
+    """Context manager in which SIGINT and SIGTERM set `requested` instead of ending the process."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,7 +1,7 @@
-"""Where numbers go while a stage runs: the progress bar, metrics.jsonl, speed.jsonl and TensorBoard.
+"""Logging of a stage: progress bar, metrics.jsonl, speed.jsonl and TensorBoard.
 
-metrics.jsonl holds only what the computation determines, so that a resumed run writes the same bytes as one that was
-never stopped; what the clock determines (tokens/s, memory) stands in speed.jsonl.
+metrics.jsonl has only deterministic values, so that a resumed run writes the same bytes as an uninterrupted one.
+Throughput and memory go to speed.jsonl.
 """
 
 import json
@@ -21,9 +21,9 @@ Values = Mapping[str, float | Tensor]
 
 
 class Metrics:
-    """Averages what each step reports and writes it every `log_every` steps.
+    """Averages the values of the steps and writes them every `log_every` steps.
 
-    Values may be tensors: they are read (which waits for a GPU) only when a line is written.
+    Tensors are read, which waits for a GPU, only when a line is written.
     """
 
     def __init__(self, folder: Path, stage: str, *, total_steps: int, done_steps: int, log_every: int) -> None:
@@ -32,7 +32,7 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self.log_every = log_every
         for name in ("metrics.jsonl", "speed.jsonl"):
-            _drop_after(folder / name, done_steps)
+            _truncate_after(folder / name, done_steps)
         self._metrics_file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._speed_file = (folder / "speed.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done_steps + 1)
@@ -53,7 +53,7 @@ class Metrics:
         self._board.close()
 
     def add(self, step: int, values: Values, *, tokens: int) -> None:
-        """Report step number `step` (counted from 1)."""
+        """Add the values of a step (counted from 1)."""
         self._pending.append(dict(values))
         self._tokens += tokens
         if step % self.log_every == 0 or step == self._bar.total:
@@ -61,15 +61,11 @@ class Metrics:
         self._bar.update()
 
     def state(self) -> list[dict[str, float]]:
-        """What was reported and not yet written, for the checkpoint."""
+        """The values not yet written, for the checkpoint."""
         return [{name: float(value) for name, value in values.items()} for values in self._pending]
 
     def load_state(self, state: list[dict[str, float]]) -> None:
         self._pending = [dict(values) for values in state]
-
-    def flush(self) -> None:
-        self._metrics_file.flush()
-        self._speed_file.flush()
 
     def _write(self, step: int) -> None:
         columns: dict[str, list[float]] = {}
@@ -85,7 +81,8 @@ class Metrics:
         self._tokens, self._since = 0, now
         self._metrics_file.write(json.dumps({"step": step, **means}) + "\n")
         self._speed_file.write(json.dumps({"step": step, **speed}) + "\n")
-        self.flush()
+        self._metrics_file.flush()
+        self._speed_file.flush()
         for name, value in {**means, **speed}.items():
             self._board.add_scalar(name, value, step)
         shown: dict[str, Any] = {"loss": f"{means['loss']:.3f}"}
@@ -95,14 +92,14 @@ class Metrics:
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; none where the file is not there."""
+    """The lines of a metrics.jsonl; empty if the file does not exist."""
     if not file.is_file():
         return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
 
 
-def _drop_after(file: Path, step: int) -> None:
-    """Cut off lines of steps that the checkpoint does not know, among them one that a kill left unfinished."""
+def _truncate_after(file: Path, step: int) -> None:
+    """Drop the lines of steps after the checkpoint, including a line that a killed process left incomplete."""
     if not file.is_file():
         return
     kept = []

@@ -1,6 +1,6 @@
-"""The model: transformers' Llama with the soft-masked attention, packed batches and mean pooling.
+"""The model: transformers' Llama with soft-masked attention, packed batches and mean pooling.
 
-The paper names neither norm, activation, position encoding nor pooling; RMSNorm, SwiGLU, RoPE (the Llama block) and
+The paper specifies neither norm, activation, position encoding nor pooling; RMSNorm, SwiGLU, RoPE (the Llama block) and
 mean pooling are our choice. Embeddings are tied by default, as the paper's parameter count implies.
 """
 
@@ -17,12 +17,12 @@ from conan_fast.integrations.transformers import register
 from train.packing import Packed
 from train.recipe import ModelRecipe
 
-# At most this many logits are alive at a time (1 GB in float32): about 1,800 tokens at a vocabulary of 150,000.
+# Bound of the logits in memory at a time (1 GB in float32): about 1,800 tokens for a vocabulary of 150,000.
 MAX_LOGITS = 2**28
 
 
 def build_model(recipe: ModelRecipe, vocab_size: int) -> LlamaForCausalLM:
-    """A Llama with random weights on the current default device (use `torch.device("meta")` to only count)."""
+    """A Llama with random weights on torch's default device (`torch.device("meta")` allocates no memory)."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=recipe.hidden_size,
@@ -52,12 +52,12 @@ def build_model(recipe: ModelRecipe, vocab_size: int) -> LlamaForCausalLM:
 
 
 def load_model(folder: Path) -> LlamaForCausalLM:
-    """A model that `save_model` wrote, in float32."""
+    """Load a model written by `save_model`, in float32."""
     return LlamaForCausalLM.from_pretrained(folder, attn_implementation=register(), dtype=torch.float32)
 
 
 def save_model(model: LlamaForCausalLM, folder: Path, *, is_causal: bool) -> None:
-    """Write safetensors and config.json; `is_causal: false` is what makes AutoModel run it bidirectionally."""
+    """Write safetensors and config.json. With `is_causal: false` AutoModel runs the model bidirectionally."""
     model.save_pretrained(folder, safe_serialization=True)
     config_file = folder / "config.json"
     config: dict[str, Any] = json.loads(config_file.read_text())
@@ -66,7 +66,7 @@ def save_model(model: LlamaForCausalLM, folder: Path, *, is_causal: bool) -> Non
 
 
 def hidden_states(model: LlamaForCausalLM, batch: Packed, alpha: float | Tensor, saturation: str = "key") -> Tensor:
-    """Last hidden states [T, hidden] of a packed batch under the soft mask of strength alpha."""
+    """Last hidden states [T, hidden] of a packed batch under the soft mask with strength alpha."""
     output = model.model(
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
@@ -79,7 +79,7 @@ def hidden_states(model: LlamaForCausalLM, batch: Packed, alpha: float | Tensor,
 
 
 def embed(model: LlamaForCausalLM, batch: Packed, alpha: float | Tensor, saturation: str = "key") -> Tensor:
-    """Mean-pooled embeddings [S, hidden], float32, not normalised (the losses use cosine similarity)."""
+    """Mean-pooled embeddings [S, hidden], float32, not normalized (the losses use cosine similarity)."""
     hidden_TD = hidden_states(model, batch, alpha, saturation).float()
     return torch.segment_reduce(hidden_TD, "mean", offsets=batch.cu_seqlens.long(), axis=0)
 
@@ -87,25 +87,25 @@ def embed(model: LlamaForCausalLM, batch: Packed, alpha: float | Tensor, saturat
 def next_token_loss(
     model: LlamaForCausalLM, batch: Packed, num_targets: int, logit_bias: Tensor | None = None
 ) -> Tensor:
-    """Sum of the cross-entropies of a causally masked packed batch over `num_targets` (those of the whole step).
+    """Sum of the cross-entropies of a packed batch under the causal mask, divided by `num_targets`.
 
     Args:
-        logit_bias: [vocabulary], added to the logits; None for nothing.
+        num_targets: predicted tokens of the whole step, of which the batch may be one micro-batch.
+        logit_bias: float32 [vocab_size], added to the logits; or None.
 
     Raises:
-        ValueError: if the batch was packed without labels.
+        ValueError: the batch has no labels.
     """
     if batch.labels is None:
-        raise ValueError("batch: has no labels; pack it with with_labels=True")
+        raise ValueError("batch: got no labels; pack it with with_labels=True")
     hidden_TD = hidden_states(model, batch, 0.0)
-    learnt = batch.labels != Packed.IGNORE
-    hidden_TD, labels_T = hidden_TD[learnt], batch.labels[learnt]
-    total = hidden_TD.new_zeros((), dtype=torch.float32)
-    rows = max(1, MAX_LOGITS // model.config.vocab_size)
-    if len(labels_T) <= rows:  # no recomputation where all logits fit
+    predicted = batch.labels != Packed.IGNORE
+    hidden_TD, labels_T = hidden_TD[predicted], batch.labels[predicted]
+    chunk_size = max(1, MAX_LOGITS // model.config.vocab_size)
+    if len(labels_T) <= chunk_size:  # all logits fit: no recomputation
         return _cross_entropy_sum(hidden_TD, model.lm_head.weight, labels_T, logit_bias) / num_targets
     total = hidden_TD.new_zeros((), dtype=torch.float32)
-    for hidden, labels in zip(hidden_TD.split(rows), labels_T.split(rows), strict=True):
+    for hidden, labels in zip(hidden_TD.split(chunk_size), labels_T.split(chunk_size), strict=True):
         total = total + checkpoint(
             _cross_entropy_sum, hidden, model.lm_head.weight, labels, logit_bias, use_reentrant=False
         )

@@ -1,4 +1,4 @@
-"""Packed batches: sequences laid end to end without padding, as the varlen attention takes them."""
+"""Packed batches: sequences concatenated without padding, for variable-length attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ TokenIds = Sequence[int]
 
 @dataclass(frozen=True)
 class Packed:
-    """S sequences with T tokens in all."""
+    """S sequences with T tokens in total."""
 
     input_ids: Tensor  # int64 [T]
-    position_ids: Tensor  # int64 [T], counted from 0 in each sequence
+    position_ids: Tensor  # int64 [T], from 0 in each sequence
     cu_seqlens: Tensor  # int32 [S + 1]
     max_seqlen: int
-    labels: Tensor | None = None  # int64 [T]: the token to predict at each place, IGNORE where there is none
+    labels: Tensor | None = None  # int64 [T], the next token, or IGNORE
 
     IGNORE = -100
 
@@ -38,19 +38,21 @@ def pack(
     prompt_lengths: Sequence[int] | None = None,
     with_labels: bool = False,
 ) -> Packed:
-    """Lay token sequences end to end.
+    """Concatenate token sequences into a packed batch.
 
     Args:
-        sequences: token ids, none empty (an empty one has no mean to pool).
-        prompt_lengths: for SFT, how many leading tokens of each sequence are given and not learnt.
+        sequences: token ids, none empty (mean pooling is undefined for an empty one).
+        prompt_lengths: for SFT, the number of leading tokens of each sequence that get no label.
         with_labels: add next-token labels (implied by `prompt_lengths`).
 
     Raises:
-        ValueError: for no sequences or an empty one.
+        ValueError: no sequence, or an empty one.
     """
     lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
     if len(sequences) == 0 or lengths.min() == 0:
-        raise ValueError(f"sequences: each needs at least one token, got lengths {lengths.tolist()[:8]}")
+        raise ValueError(
+            f"sequences: expected at least one, each with at least one token; got lengths {lengths.tolist()[:8]}"
+        )
     ends = lengths.cumsum()
     starts = ends - lengths
     ids = np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences])
@@ -61,8 +63,7 @@ def pack(
         labels[:-1] = ids[1:]
         labels[ends - 1] = Packed.IGNORE  # the last token of a sequence must not predict the next sequence
         if prompt_lengths is not None:
-            given = np.repeat(np.asarray(prompt_lengths), lengths)
-            labels[positions + 1 < given] = Packed.IGNORE
+            labels[positions + 1 < np.repeat(np.asarray(prompt_lengths), lengths)] = Packed.IGNORE
     return Packed(
         input_ids=torch.from_numpy(ids).to(device),
         position_ids=torch.from_numpy(positions).to(device),
@@ -73,16 +74,18 @@ def pack(
 
 
 def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of the sequences in micro-batches of at most `max_tokens` tokens (a longer sequence stands alone).
+    """Split sequences into micro-batches of at most `max_tokens` tokens (a longer sequence gets its own).
 
-    The order is kept, so that a run is the same whatever memory it is given, up to rounding.
+    Returns:
+        Indices of the sequences per micro-batch. The order is kept, so that results depend on `max_tokens` only by
+        rounding.
     """
-    parts: list[list[int]] = []
+    micro_batches: list[list[int]] = []
     room = 0
     for index, length in enumerate(lengths):
-        if not parts or length > room:
-            parts.append([])
+        if not micro_batches or length > room:
+            micro_batches.append([])
             room = max_tokens
-        parts[-1].append(index)
+        micro_batches[-1].append(index)
         room -= length
-    return parts
+    return micro_batches

@@ -1,6 +1,6 @@
-"""Typed recipes: a TOML file, checked by pydantic, any field of which can be set on the command line.
+"""Recipes: TOML files, validated by pydantic; any field can be set on the command line.
 
-The defaults are the paper's values where the paper has one (sections 3 and 4); where it has none, a usual value.
+The defaults are the paper's values (sections 3 and 4) or, if it has none, common ones.
 """
 
 import json
@@ -22,7 +22,7 @@ RECIPE_FILE = "recipe.json"  # in the folder of a run
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used; the message says which field and why."""
+    """An invalid recipe; the message names the field and the reason."""
 
 
 class Strict(BaseModel):
@@ -30,24 +30,26 @@ class Strict(BaseModel):
 
 
 class Source(Strict):
-    """Where rows come from, and how they are drawn."""
+    """Where rows come from and how they are sampled."""
 
-    path: str = Field(description='a .jsonl or .parquet file, a folder saved by datasets, a hub name, or "django:PART"')
-    split: str = Field("train", description="split of a data set that has several")
-    columns: dict[str, str] = Field({}, description="our column name -> the file's, where they differ")
-    kind: Literal["pairs", "scored"] = Field("pairs", description="(query, positive, ...) rows or (a, b, score) rows")
-    weight: float = Field(1.0, gt=0, description="share of the steps (pretrain: of the rows) drawn from here")
-    batch_size: int = Field(64, ge=1, description="rows of one step")
-    max_length: int = Field(512, ge=2, description="tokens kept of each text")
-    shares: Literal["rows", "table7"] = Field("rows", description="languages by their rows, or by the paper's table 7")
-    filter: bool = Field(True, description="let the teacher of the weak stage drop pairs of this source")
+    path: str = Field(description='.jsonl or .parquet file, folder saved by datasets, hub name, or "django:PART"')
+    split: str = Field("train", description="split of a data set with several splits")
+    columns: dict[str, str] = Field({}, description="our column name -> the file's, if different")
+    kind: Literal["pairs", "scored"] = Field("pairs", description="rows are (query, positive, ...) or (a, b, score)")
+    weight: float = Field(1.0, gt=0, description="relative share of the steps (pretrain: of the rows)")
+    batch_size: int = Field(64, ge=1, description="rows per step")
+    max_length: int = Field(512, ge=2, description="tokens per text; longer texts are truncated")
+    shares: Literal["rows", "table7"] = Field(
+        "rows", description="sample languages by number of rows or by the paper's table 7"
+    )
+    filter: bool = Field(True, description="weak stage: drop pairs with a low teacher score")
 
 
 class TokenizerRecipe(Strict):
-    """Byte-level BPE, trained on the text of the pretraining sources."""
+    """Byte-level BPE, trained on the pretraining text."""
 
     vocab_size: int = Field(150_000, ge=258)
-    max_texts: int = Field(400_000, ge=1, description="texts sampled to train on (the paper: about 400k documents)")
+    max_texts: int = Field(400_000, ge=1, description="texts sampled for training (paper: about 400k documents)")
 
 
 class ModelRecipe(Strict):
@@ -61,122 +63,124 @@ class ModelRecipe(Strict):
     max_position_embeddings: int = Field(32_768, ge=2)
     rope_theta: float = Field(10_000.0, gt=0)
     initializer_range: float = Field(0.02, gt=0)
-    embedding_std: float = Field(0.02, gt=0, description="of the token embeddings at the start")
+    embedding_std: float = Field(0.02, gt=0, description="initial standard deviation of the token embeddings")
     depth_scaled_init: bool = Field(
-        False, description="start the layers' output projections smaller by sqrt(2 * num_hidden_layers), as GPT-2 does"
+        False, description="divide the initial output projections by sqrt(2 * num_hidden_layers), like GPT-2"
     )
-    tie_word_embeddings: bool = Field(True, description="the paper's parameter count implies tied embeddings")
+    tie_word_embeddings: bool = Field(
+        True, description="share token embeddings and output layer; the paper's parameter count implies it"
+    )
 
     @model_validator(mode="after")
     def _heads(self) -> "ModelRecipe":
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
         return self
 
 
 class StageRecipe(Strict):
-    """What all training stages have in common."""
+    """Fields of all training stages."""
 
-    steps: int = Field(1000, ge=1, description="optimiser steps")
-    learning_rate: float = Field(1e-4, gt=0, description="peak of AdamW's learning rate")
-    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises from 0")
-    decay: Literal["constant", "linear", "cosine"] = Field("cosine", description="from the peak down to min_rate")
-    min_rate: float = Field(0.1, ge=0, le=1, description="where the decay ends, as a share of the peak")
+    steps: int = Field(1000, ge=1, description="optimizer steps")
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with rising learning rate")
+    decay: Literal["constant", "linear", "cosine"] = Field("cosine", description="from the peak to min_rate")
+    min_rate: float = Field(0.1, ge=0, le=1, description="final learning rate, as a share of the peak")
     weight_decay: float = Field(0.001, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = Field(1.0, gt=0)
-    micro_batch_tokens: int = Field(65_536, ge=1, description="tokens of one forward; a larger batch is accumulated")
+    micro_batch_tokens: int = Field(65_536, ge=1, description="tokens per forward pass; larger batches are split")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    log_every: int = Field(10, ge=1, description="steps between lines of metrics")
-    sources: list[Source] = Field([], description="the data")
+    log_every: int = Field(10, ge=1, description="steps between log entries")
+    sources: list[Source] = Field([], description="data sources")
 
 
 class LanguageModelRecipe(StageRecipe):
-    """What stages 1 and 2 share."""
+    """Fields of stages 1 and 2."""
 
     unigram_bias: bool = Field(
         False,
-        description="add each token's log frequency to the logits, so that the model has only the context to learn; "
-        "for short training (see docs/tiny-recipe.md)",
+        description="add each token's log frequency to the logits, so that the model need not learn it; "
+        "for short training (see docs/demo.md)",
     )
 
 
 class PretrainRecipe(LanguageModelRecipe):
-    """Stage 1: next token on plain text, causal."""
+    """Stage 1: next-token prediction on plain text, causal."""
 
-    batch_size: int = Field(256, ge=1, description="sequences of one step")
-    max_length: int = Field(32_768, ge=2, description="tokens of one sequence; longer texts are cut into several")
+    batch_size: int = Field(256, ge=1, description="sequences per step")
+    max_length: int = Field(32_768, ge=2, description="tokens per sequence; longer texts are split")
 
 
 class SftRecipe(LanguageModelRecipe):
-    """Stage 2: next token on the output of (instruction, input, output), causal."""
+    """Stage 2: next-token prediction on the output of (instruction, input, output), causal."""
 
     learning_rate: float = Field(2e-5, gt=0)
     warmup: float = Field(0.02, ge=0, le=1)
 
 
 class ContrastiveRecipe(StageRecipe):
-    """What the two embedding stages share."""
+    """Fields of the two embedding stages."""
 
-    temperature: float = Field(0.05, gt=0, description="InfoNCE's")
-    dims: list[int] = Field([], description="Matryoshka dims; empty: the model's hidden size alone")
+    temperature: float = Field(0.05, gt=0, description="of InfoNCE")
+    dims: list[int] = Field([], description="Matryoshka dims; empty: only the full hidden size")
 
 
 class WeakRecipe(ContrastiveRecipe):
     """Stage 3: in-batch InfoNCE (eq. 1) under the soft mask (eq. 3 and 4)."""
 
     soft_mask: Literal["linear", "accelerating", "decelerating", "off"] = Field(
-        "linear", description='alpha over the stage; "off": bidirectional from the first step'
+        "linear", description='curve of alpha over the stage; "off": bidirectional from the first step'
     )
     saturation: Literal["key", "query", "uniform"] = Field("key", description="see conan_fast.soft_mask")
     teacher: str = Field(
-        "", description='"" (none), "tfidf", or a SentenceTransformer; rows with a teacher_score column need none'
+        "", description='"" (none), "tfidf", or a SentenceTransformer; not used for rows with a teacher_score'
     )
-    min_teacher_score: float = Field(0.4, description="pairs below are dropped")
+    min_teacher_score: float = Field(0.4, description="pairs with a lower teacher score are dropped")
 
 
 class MineRecipe(Strict):
-    """The pool of hard negatives of each pair, found with the model of the weak stage."""
+    """Pools of hard negatives, found with the model of the weak stage."""
 
     pool_size: int = Field(50, ge=1, description="negatives kept per pair, hardest first")
-    search: int = Field(100, ge=1, description="neighbours looked at")
-    max_score_ratio: float = Field(0.95, gt=0, description="drop candidates above this share of the positive's score")
+    search: int = Field(100, ge=1, description="nearest neighbors considered")
+    max_score_ratio: float = Field(0.95, gt=0, description="drop candidates above this ratio to the positive's score")
     index: str = Field("Flat", description='faiss index factory string; "Flat" is exact, "IVF4096,Flat" for millions')
 
 
 class SupervisedRecipe(ContrastiveRecipe):
-    """Stage 4: InfoNCE with hard negatives, CoSENT, Matryoshka, dynamic hard negatives (eq. 5 and 6)."""
+    """Stage 4: InfoNCE with dynamic hard negatives (eq. 5 and 6), CoSENT, Matryoshka dims."""
 
-    num_negatives: int = Field(7, ge=0, description="hard negatives of each pair")
+    num_negatives: int = Field(7, ge=0, description="hard negatives per pair")
     negative_scope: Literal["shared", "private"] = Field("shared", description="see conan_fast.info_nce")
-    cosent_temperature: float = Field(0.05, gt=0)
+    cosent_temperature: float = Field(0.05, gt=0, description="of CoSENT")
     dynamic_negatives: bool = Field(True, description="replace negatives that became easy")
-    replace_below: float = Field(0.4, description="eq. 6: replace where the first score was below this")
-    replace_ratio: float = Field(1.2, gt=0, description="eq. 6: or where ratio * score < first score ...")
-    replace_max_score: float = Field(0.7, description="eq. 6: ... and score < this")
+    replace_below: float = Field(0.4, description="eq. 6: replace if the first score was lower")
+    replace_ratio: float = Field(1.2, gt=0, description="eq. 6: or if replace_ratio * score < first score ...")
+    replace_max_score: float = Field(0.7, description="eq. 6: ... and score < replace_max_score")
 
 
 class EvaluateRecipe(Strict):
     retrieval: Source | None = Field(None, description="(query, positive) rows of one language")
     crosslingual: Source | None = Field(None, description="(query, positive, language) rows")
     sts: Source | None = Field(None, description="(a, b, score) rows")
-    max_length: int = Field(512, ge=2, description="tokens kept of each text")
-    batch_tokens: int = Field(16_384, ge=1, description="tokens of one forward")
+    max_length: int = Field(512, ge=2, description="tokens per text; longer texts are truncated")
+    batch_tokens: int = Field(16_384, ge=1, description="tokens per forward pass")
 
 
 class Recipe(Strict):
-    """A whole run."""
+    """All settings of a run."""
 
-    name: str = Field(description="for people")
-    output: str = Field("", description='folder of the run; empty: "runs/NAME"')
+    name: str = Field(description="name of the run")
+    output: str = Field("", description="folder of the run; empty: runs/NAME")
     seed: int = Field(0, ge=0)
-    device: str = Field("auto", description='"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...')
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on a GPU that has it")
+    device: str = Field("auto", description='"auto" (a GPU if available), "cpu", "cuda", "cuda:1", ...')
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast if the GPU supports it")
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     model: ModelRecipe = ModelRecipe()
     pretrain: PretrainRecipe = PretrainRecipe()
@@ -205,13 +209,13 @@ class Recipe(Strict):
 
 
 def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """Read a recipe by the name of one in train/recipes, the path of a TOML file, or the folder of an earlier run.
+    """Load a recipe by name (of one in train/recipes), path of a TOML file, or folder of an earlier run.
 
     Args:
-        overrides: dotted field -> value as written in TOML (strings need no quotes), e.g. {"weak.steps": "100"}.
+        overrides: dotted field -> value in TOML syntax (strings need no quotes), e.g. {"weak.steps": "100"}.
 
     Raises:
-        RecipeError: for a file that is not there or not TOML, an unknown field, or a value that does not fit.
+        RecipeError: the file does not exist or is not TOML, or a field is unknown or invalid.
     """
     path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
     if (Path(name_or_path) / RECIPE_FILE).is_file():
@@ -219,12 +223,12 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(
-            f"recipe: no file {path}; taken are a path ending in .toml, the folder of a run, or one of: {known}"
+            f"recipe: {path} not found; expected a path ending in .toml, the folder of a run, or one of: {known}"
         )
     try:
         text = path.read_text(encoding="utf-8")
         tree: dict[str, Any] = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:  # both decoders' errors are
+    except ValueError as error:  # base class of both decoders' errors
         raise RecipeError(f"{path}: not {path.suffix[1:].upper()}: {error}") from None
     for field, value in (overrides or {}).items():
         _set(tree, field, _toml_value(value))
@@ -232,11 +236,11 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
         return Recipe.model_validate(tree)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {_message(dict(e))}" for e in error.errors()]
-        raise RecipeError(f"{path}: the recipe does not fit:\n" + "\n".join(lines)) from None
+        raise RecipeError(f"{path}: invalid recipe:\n" + "\n".join(lines)) from None
 
 
 def describe_fields(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
-    """One line per field that can be set: dotted name, default, meaning."""
+    """One line per field: dotted name, default, description."""
     for name, field in model.model_fields.items():
         inner = _inner_model(field)
         if inner is not None:
@@ -273,16 +277,16 @@ def _set(tree: dict[str, Any], field: str, value: Any) -> None:
     *parents, last = field.split(".")
     node: Any = tree
     for depth, key in enumerate(parents):
-        node = node[_position(node, key, field)] if isinstance(node, list) else node.setdefault(key, {})
+        node = node[_list_index(node, key, field)] if isinstance(node, list) else node.setdefault(key, {})
         if not isinstance(node, dict | list):
-            raise RecipeError(f"{field}: {'.'.join(parents[: depth + 1])} is a value, it has no fields")
+            raise RecipeError(f"{field}: {'.'.join(parents[: depth + 1])} is a value without fields")
     if isinstance(node, list):
-        node[_position(node, last, field)] = value
+        node[_list_index(node, last, field)] = value
     else:
         node[last] = value
 
 
-def _position(items: list[Any], key: str, field: str) -> int:
+def _list_index(items: list[Any], key: str, field: str) -> int:
     if not key.isdigit() or int(key) >= len(items):
-        raise RecipeError(f"{field}: {key!r} is not a position in a list of {len(items)}")
+        raise RecipeError(f"{field}: {key!r} is not an index into a list of {len(items)}")
     return int(key)

@@ -1,11 +1,11 @@
-"""One run: its folder, its device, its data, and how each stage starts and ends.
+"""A run: its folder, device and data, and how each stage starts and ends.
 
 runs/NAME/
-  recipe.json                      the recipe as it was used; --recipe runs/NAME reads it again
+  recipe.json                      the recipe used; --recipe runs/NAME loads it
   tokenizer/                       files of the tokenizer
   pretrain/  sft/  weak/  supervised/
     metrics.jsonl  speed.jsonl  tensorboard/  checkpoints/
-    model/                         the finished stage; loads with AutoModel (and, from weak on, SentenceTransformer)
+    model/                         the finished stage, for AutoModel (and, from weak on, SentenceTransformer)
   mine/pools.safetensors           hard negatives
   scores.json  summary.png
 """
@@ -27,7 +27,7 @@ from train.model import build_model, load_model, save_model
 from train.recipe import RECIPE_FILE, Recipe, RecipeError, Source
 from train.tokenizer import load_tokenizer
 
-# Each training stage, the one whose model it starts from, and whether its model is causal.
+# Stage -> the stage whose model it starts from, and whether its finished model is causal.
 STAGES: dict[str, tuple[str | None, bool]] = {
     "pretrain": (None, True),
     "sft": ("pretrain", True),
@@ -37,11 +37,11 @@ STAGES: dict[str, tuple[str | None, bool]] = {
 
 
 class Run:
-    """Where a recipe's run lives.
+    """The run of a recipe.
 
     Args:
-        resume: go on from the newest checkpoint of a stage, and keep finished stages.
-        overwrite: start a stage again although its folder holds something.
+        resume: continue from the newest checkpoint of a stage, and keep finished stages.
+        overwrite: delete the earlier results of a stage and start it again.
     """
 
     def __init__(self, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -52,19 +52,22 @@ class Run:
         np.random.seed(recipe.seed)
         torch.manual_seed(recipe.seed)
 
-    def begin(self, part: str, result: str) -> bool:
-        """Prepare the folder of a part (a stage, "tokenizer", "mine"); False if it is finished and resumed.
+    def begin(self, command: str, result: str) -> bool:
+        """Prepare the folder of a command (a stage, "tokenizer", "mine").
+
+        Returns:
+            False if it has the file or folder `result` already and the run is resumed.
 
         Raises:
-            RecipeError: if there is something in the folder and neither resume nor overwrite was asked for.
+            RecipeError: the folder is not empty, and neither resume nor overwrite is set.
         """
-        folder = self.folder / part
+        folder = self.folder / command
         if self.resume and (folder / result).exists():
             return False
         if not self.resume and folder.exists() and any(folder.iterdir()):
             if not self.overwrite:
                 raise RecipeError(
-                    f"{folder} holds an earlier run; add --resume to go on with it or --overwrite to start again"
+                    f"{folder} contains an earlier run; add --resume to continue it or --overwrite to start again"
                 )
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,16 +83,16 @@ class Run:
         return load_tokenizer(self.folder / "tokenizer")
 
     def untrained_model(self) -> LlamaForCausalLM:
-        """The model as pretraining starts it: random weights that follow from the seed."""
+        """The model at the start of pretraining: random weights, determined by the seed."""
         torch.manual_seed(self.recipe.seed)
         model = build_model(self.recipe.model, self.tokenizer().get_vocab_size())
         return self._on_device(model)
 
     def start_model(self, stage: str) -> LlamaForCausalLM:
-        """The model a stage starts from.
+        """The model that a stage starts from.
 
         Raises:
-            FileNotFoundError: if the stage before was not finished.
+            FileNotFoundError: the previous stage is not finished.
         """
         before = STAGES[stage][0]
         return self.untrained_model() if before is None else self.finished_model(before)
@@ -97,7 +100,7 @@ class Run:
     def finished_model(self, stage: str) -> LlamaForCausalLM:
         folder = self.folder / stage / "model"
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not there; first run: python -m train {stage}")
+            raise FileNotFoundError(f"{folder}: not found; first run: python -m train {stage}")
         return self._on_device(load_model(folder))
 
     def _on_device(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -105,7 +108,7 @@ class Run:
         return model
 
     def save_finished(self, stage: str, model: LlamaForCausalLM) -> Path:
-        """Write the stage's model beside its tokenizer, ready for AutoModel and SentenceTransformer."""
+        """Write the stage's model and tokenizer in the format of AutoModel and SentenceTransformer."""
         target = self.folder / stage / "model"
         is_causal = STAGES[stage][1]
         with atomic_folder(target) as partial:
@@ -119,11 +122,11 @@ class Run:
         return target
 
 
-def need_sources(stage: str, sources: Sequence[Source]) -> None:
-    """Raises RecipeError where a stage has no data."""
+def require_sources(stage: str, sources: Sequence[Source]) -> None:
+    """Raises RecipeError if a stage has no data."""
     if not sources:
         raise RecipeError(
-            f"{stage}.sources: is empty; name at least one in the recipe, e.g.\n"
+            f"{stage}.sources: is empty; add at least one to the recipe, e.g.\n"
             f'  [[{stage}.sources]]\n  path = "my_data.jsonl"'
         )
 
@@ -134,7 +137,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RecipeError(f'device: {name!r} is none; taken are "auto", "cpu", "cuda", "cuda:1", ...') from None
+        raise RecipeError(f'device: unknown device {name!r}; expected "auto", "cpu", "cuda", "cuda:1", ...') from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"device: {name!r} was asked for, but torch {torch.__version__} sees no GPU")
+        raise RecipeError(f"device: got {name!r}, but torch {torch.__version__} finds no GPU")
     return device

@@ -1,4 +1,4 @@
-"""The teacher of stage 3: scores pairs, so that those that do not belong together are dropped (paper, section 3)."""
+"""The teacher of stage 3 scores pairs, so that unrelated pairs can be dropped (paper, section 3)."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,10 @@ from train.data.rows import Pair
 
 
 def teacher_scores(rows: Sequence[Pair], teacher: str) -> NDArray[np.float32]:
-    """Cosine similarity of query and positive, [n].
+    """Cosine similarity of query and positive, float32 [n].
 
-    A row's own `teacher_score` is taken where it has one. Otherwise:
-    "" scores 1 (nothing is dropped); "tfidf" compares weighted words, which is only sensible within one language; any
-    other name is loaded with sentence-transformers (a hub name or a folder).
+    Rows with a `teacher_score` keep it. For the others, `teacher` is one of: "", score 1 (drops nothing); "tfidf",
+    TF-IDF vectors, only useful within one language; a hub name or folder of a SentenceTransformer.
     """
     scores = np.array([np.nan if row.teacher_score is None else row.teacher_score for row in rows], dtype=np.float32)
     missing = [i for i, row in enumerate(rows) if row.teacher_score is None]
@@ -32,7 +31,7 @@ def teacher_scores(rows: Sequence[Pair], teacher: str) -> NDArray[np.float32]:
 def _tfidf(queries: Sequence[str], positives: Sequence[str]) -> NDArray[np.float32]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)  # rows come out with norm 1
+    vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)  # normalizes its rows
     vectorizer.fit([*queries, *positives])
     a, b = vectorizer.transform(queries), vectorizer.transform(positives)
     return np.asarray(a.multiply(b).sum(1), dtype=np.float32).ravel()

@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE of our own, trained with `tokenizers` on a sample of the pretraining text."""
+"""Byte-level BPE tokenizer, trained with `tokenizers` on a sample of the pretraining text."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ END_ID = 0  # special tokens come first in the vocabulary
 
 
 def train_tokenizer(texts: Sequence[str], *, vocab_size: int, max_texts: int, seed: int) -> Tokenizer:
-    """Train on at most `max_texts` of the texts, drawn by `seed`; every encoding ends with END_OF_TEXT."""
+    """Train on a random sample of at most `max_texts` texts; every encoding ends with END_OF_TEXT."""
     if len(texts) > max_texts:
         texts = random.Random(seed).sample(texts, max_texts)
     tokenizer = Tokenizer(models.BPE())
@@ -22,7 +22,7 @@ def train_tokenizer(texts: Sequence[str], *, vocab_size: int, max_texts: int, se
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # no byte is ever unknown
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # so that no byte is unknown
         show_progress=False,
     )
 
@@ -38,7 +38,7 @@ def train_tokenizer(texts: Sequence[str], *, vocab_size: int, max_texts: int, se
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> None:
-    """Write the files that `AutoTokenizer` and `SentenceTransformer` read."""
+    """Write the files for `AutoTokenizer` and `SentenceTransformer`."""
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
@@ -49,17 +49,17 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> No
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Raises FileNotFoundError where no tokenizer was trained yet."""
+    """Raises FileNotFoundError if no tokenizer was trained yet."""
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; train it first: python -m train tokenizer")
+        raise FileNotFoundError(f"{file}: not found; first run: python -m train tokenizer")
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each text, cut to `max_length` with END_OF_TEXT as the last (so none is empty)."""
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of each text, truncated to `max_length` including the END_OF_TEXT at the end (so none is empty)."""
     encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [e.ids[: max_length - 1] + [END_ID] for e in encoded]

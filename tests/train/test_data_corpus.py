@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from train.data import django
-from train.data.download import fetch_archive
+from train.data.django_corpus import cache
+from train.data.django_corpus.download import fetch_archive
 from train.data.languages import NO_WORD_SPACES, NON_LATIN_SCRIPT, TABLE_7_SHARES, sampling_shares
 from train.data.load import load_rows
 from train.data.rows import DataError, Instruction, Pair, Scored, Text
@@ -26,7 +26,7 @@ KINDS = {"text": Text, "instructions": Instruction, "retrieval": Pair, "crosslin
 def corpus() -> dict[tuple[str, str], list]:
     return {
         (part, split): load_rows(f"django:{part}", KINDS[part], split=split)
-        for part, splits in django.PARTS.items()
+        for part, splits in cache.SPLITS.items()
         for split in splits
     }
 
@@ -174,7 +174,7 @@ def test_unknown_part_and_split() -> None:
 
 def test_interrupted_build_leaves_nothing_and_the_next_one_equals_any_other(corpus, tmp_path, monkeypatch) -> None:
     """The second build runs with other string hashes: nothing may depend on Python's hash()."""
-    archive, reference = fetch_archive(), django.corpus_folder()
+    archive, reference = fetch_archive(), cache.corpus_folder()
     cache = tmp_path / "django"
     cache.mkdir()
     (cache / archive.name).symlink_to(archive)
@@ -188,13 +188,13 @@ def test_interrupted_build_leaves_nothing_and_the_next_one_equals_any_other(corp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(django, "write_corpus", write_then_fail)
+        patched.setattr(cache, "write_corpus", write_then_fail)
         with pytest.raises(KeyboardInterrupt):
-            django.corpus_folder()
+            cache.corpus_folder()
     assert {path.name for path in cache.iterdir()} - {".build.lock", ".download.lock"} == {archive.name}
 
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    command = [sys.executable, "-m", "train.data.django"]
+    command = [sys.executable, "-m", "train.data.django_corpus"]
     table = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
     assert f"retrieval     test   {len(corpus['retrieval', 'test']):8,}" in table
     built = cache / reference.name

@@ -7,7 +7,7 @@ import importlib.util
 
 import pytest
 
-from train.data import download
+from train.data.django_corpus import download
 from train.data.load import load_rows
 from train.data.rows import DataError, Text
 
@@ -35,7 +35,7 @@ def test_download_into_an_empty_cache(empty_cache) -> None:
     archive = download.fetch_archive()
     assert archive == empty_cache / "django" / "Django-5.2.tar.gz"
     assert visible(archive.parent) == [archive.name]
-    paths = [path for path, _ in download.read_sources(archive)]
+    paths = [path for path, _ in download.read_archive(archive)]
     assert sum(path.endswith(".txt") for path in paths) == 619
     assert "docs/topics/db/queries.txt" in paths
     assert "django/conf/locale/de/LC_MESSAGES/django.po" in paths

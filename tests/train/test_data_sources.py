@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from train.data.messages import Message, group_messages, language_name, language_of, read_messages
-from train.data.rst import Paragraph, Section, clean_inline, parse_sections
-from train.data.split import SeenTexts, fraction, is_test_group, is_test_page
-from train.data.sts import MAX_WORDS, Passage, graded_pairs, passages
+from train.data.django_corpus.messages import Message, group_messages, language_name, language_of, read_messages
+from train.data.django_corpus.rst import Paragraph, Section, clean_inline, parse_sections
+from train.data.django_corpus.split import SeenTexts, fraction, is_test_group, is_test_page
+from train.data.django_corpus.sts import MAX_WORDS, Passage, graded_pairs, passages
 
 PAGE = """\
 Text before any heading belongs to none.
@@ -248,7 +248,7 @@ def test_passages_are_different_cut_prose() -> None:
     code = Section("code", (Paragraph(other + " thirteen", True),))
     found = passages([("a/b/page", [section(long, "too short"), section(other)]), ("c/page", [section(other), code])])
     assert found == [Passage(" ".join(["long"] * MAX_WORDS), "a/b/page", 0), Passage(other, "a/b/page", 1)]
-    assert (found[0].part, found[0].top) == ("a/b", "a")
+    assert (found[0].folder, found[0].top_folder) == ("a/b", "a")
 
 
 def test_grades_follow_the_tree() -> None:
@@ -260,7 +260,7 @@ def test_grades_follow_the_tree() -> None:
     for pair in pairs:
         a, b = where[pair.a], where[pair.b]
         assert a.text != b.text
-        same = [a.top == b.top, a.part == b.part, a.page == b.page, (a.page, a.section) == (b.page, b.section)]
+        same = [a.top_folder == b.top_folder, a.folder == b.folder, a.page == b.page, (a.page, a.section) == (b.page, b.section)]
         assert (
             same
             == {

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from train.data.rows import Pair, Scored
-from train.evaluation import EvaluationError, evaluate, evaluate_bm25, evaluate_named, local_tasks
+from train.evaluation import EvaluationError, evaluate, evaluate_bm25, evaluate_mteb_tasks, local_tasks
 from train.evaluation.bm25 import BM25Search, tokenize
-from train.evaluation.encoder import MtebEncoder
+from train.evaluation.mteb_adapter import MtebAdapter
 
 ROWS = [Pair(f"query {i}", f"document {i}") for i in range(12)]
 
@@ -62,7 +62,7 @@ def test_same_scores_under_mtebs_own_entry_point():
 
     tasks = local_tasks(retrieval=ROWS, crosslingual=[Pair(f"Text {i}", f"text {i}", language="de") for i in range(30)])
     ours = evaluate(HashEncoder(), tasks, progress=False)
-    theirs = mteb.evaluate(MtebEncoder(HashEncoder()), tasks, cache=None, co2_tracker=False, show_progress_bar=False)
+    theirs = mteb.evaluate(MtebAdapter(HashEncoder()), tasks, cache=None, co2_tracker=False, show_progress_bar=False)
     for result in theirs.task_results:
         expected = ours[result.task_name].main_score
         assert 0 < expected < 1
@@ -72,7 +72,7 @@ def test_same_scores_under_mtebs_own_entry_point():
 def test_search_in_parts_gives_the_same(monkeypatch):
     tasks = local_tasks(retrieval=[Pair(f"Text {i}", f"text {i}") for i in range(30)])
     whole = evaluate(HashEncoder(), tasks, progress=False)
-    monkeypatch.setattr("train.evaluation.search.MAX_SCORES", 7 * 30)  # 30 queries: four times 7, and 2
+    monkeypatch.setattr("train.evaluation.local_search.MAX_SCORES", 7 * 30)  # 30 queries: four times 7, and 2
     assert evaluate(HashEncoder(), tasks, progress=False) == whole
 
 
@@ -93,7 +93,7 @@ def test_bm25_finds_exact_words():
     scores = evaluate_bm25(tasks, progress=False)
     assert list(scores.tasks) == ["HeadingToSection", "CrossLingualMessages"]  # none for STS
     assert scores["HeadingToSection"].main_score == 1.0
-    assert scores["CrossLingualMessages"].languages["de"]["ndcg_at_10"] == 1.0
+    assert scores["CrossLingualMessages"].by_language["de"]["ndcg_at_10"] == 1.0
 
 
 def test_bm25_prefers_the_rare_word():
@@ -132,9 +132,9 @@ def test_bm25_terms(text, terms):
 
 def test_unknown_name_is_an_error_before_any_download():
     with pytest.raises(ValueError, match=r"no task or benchmark 'STSBenchmrk'; near it are .*STSBenchmark"):
-        evaluate_named(HashEncoder(), ["STSBenchmrk"], progress=False)
+        evaluate_mteb_tasks(HashEncoder(), ["STSBenchmrk"], progress=False)
     with pytest.raises(TypeError, match="got the string"):
-        evaluate_named(HashEncoder(), "STSBenchmark", progress=False)
+        evaluate_mteb_tasks(HashEncoder(), "STSBenchmark", progress=False)
 
 
 def test_failed_download_names_the_task_and_the_reason(monkeypatch):
@@ -145,7 +145,7 @@ def test_failed_download_names_the_task_and_the_reason(monkeypatch):
 
     monkeypatch.setattr(AbsTask, "load_data", fail)
     with pytest.raises(EvaluationError, match=r"STSBenchmark: its data .* did not load: ConnectionError: no route to"):
-        evaluate_named(HashEncoder(), ["STSBenchmark"], progress=False)
+        evaluate_mteb_tasks(HashEncoder(), ["STSBenchmark"], progress=False)
 
 
 def test_named_tasks_and_benchmarks_are_scored(monkeypatch):
@@ -168,11 +168,11 @@ def test_named_tasks_and_benchmarks_are_scored(monkeypatch):
     benchmark = mteb.get_benchmark("MTEB(eng, v2)")
     sts = [task for task in benchmark.tasks if task.metadata.name in ("STSBenchmark", "STS17")]
     monkeypatch.setattr(benchmark, "tasks", sts)
-    scores = evaluate_named(HashEncoder(), ["MTEB(eng, v2)", "STS22.v2"], progress=False)
+    scores = evaluate_mteb_tasks(HashEncoder(), ["MTEB(eng, v2)", "STS22.v2"], progress=False)
     assert sorted(loaded) == ["STS17", "STS22.v2", "STSBenchmark"]
     assert list(scores.tasks) == loaded
     assert scores["STSBenchmark"].main == "cosine_spearman"
     assert -1 <= scores["STSBenchmark"].main_score <= 1
-    subsets = scores["STS22.v2"].languages
+    subsets = scores["STS22.v2"].by_language
     assert {"en", "zh"} < set(subsets)
     assert scores["STS22.v2"].main_score == pytest.approx(np.mean([s["cosine_spearman"] for s in subsets.values()]))

@@ -30,7 +30,7 @@ RESULTS = {stage: scores(0.1 * (i + 1), 0.05 * i if i else None) for i, stage in
 
 def shown(languages: bool = False) -> list[list[str]]:
     console = Console(width=200, record=True, file=io.StringIO())
-    print_report(RESULTS, languages=languages, console=console)
+    print_report(RESULTS, language_tables=languages, console=console)
     lines = console.export_text().splitlines()
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
 

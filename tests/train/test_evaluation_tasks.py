@@ -13,7 +13,7 @@ import torch
 from train.data.languages import NON_LATIN_SCRIPT, TABLE_7_SHARES
 from train.data.rows import Pair, Scored
 from train.evaluation import crosslingual_task, evaluate, local_tasks, retrieval_task, sts_task
-from train.evaluation.languages import is_latin_script, language_tag
+from train.evaluation.language_tags import is_latin_script, language_tag
 from train.evaluation.random_state import preserved_random_state
 
 ROUNDING = 0.6e-5  # mteb rounds retrieval metrics to five decimals
@@ -115,7 +115,7 @@ def test_crosslingual_languages_share_the_corpus_and_are_averaged_evenly():
     assert task.metadata.eval_langs == {"de": ["deu-Latn"], "fr": ["fra-Latn"], "hi": ["hin-Deva"]}
     scores = evaluate(encoder, [task], progress=False)["CrossLingualMessages"]
     second = 1 / math.log2(3)
-    per_language = {language: metrics["ndcg_at_10"] for language, metrics in scores.languages.items()}
+    per_language = {language: metrics["ndcg_at_10"] for language, metrics in scores.by_language.items()}
     assert per_language == pytest.approx({"de": 1.0, "fr": second, "hi": (1 + second) / 2}, abs=ROUNDING)
     assert scores.main_score == pytest.approx((1 + second + (1 + second) / 2) / 3, abs=ROUNDING)
     assert scores.non_latin["ndcg_at_10"] == pytest.approx((1 + second) / 2, abs=ROUNDING)

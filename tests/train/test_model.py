@@ -11,12 +11,12 @@ from transformers import AutoModel, LlamaForCausalLM
 
 from conan_fast import _backends
 from conan_fast.integrations.transformers import NAME
-from train.embedding_loss import Embedding, backward_through_embeddings
-from train.encoder import ModelEncoder
+from train.embedding_loss import EmbedSettings, backward_through_embeddings
+from train.evaluation.encoder import ModelEncoder
 from train.model import build_model, embed, hidden_states, load_model, next_token_loss
 from train.packing import Packed, pack, split_by_tokens
 from train.recipe import ModelRecipe, load_recipe
-from train.stages.language_model import unigram_bias
+from train.stages.next_token import unigram_bias
 from train.tokenizer import load_tokenizer
 
 RECIPE = ModelRecipe(
@@ -170,9 +170,9 @@ def test_gradient_caching_gives_the_gradient_of_the_whole_batch(
 ) -> None:
     def gradients(tokens: int) -> tuple[float, list[torch.Tensor]]:
         model.zero_grad()
-        embedding = Embedding(torch.device("cpu"), "fp32", tokens, alpha=0.7)
+        settings = EmbedSettings(torch.device("cpu"), "fp32", tokens, alpha=0.7)
         loss = backward_through_embeddings(
-            model, SEQUENCES, embedding, lambda e: torch.logsumexp((e @ e.T).flatten() / 5, 0)
+            model, SEQUENCES, settings, lambda e: torch.logsumexp((e @ e.T).flatten() / 5, 0)
         )
         return loss.item(), [p.grad.clone() for p in model.parameters()]
 

@@ -6,7 +6,7 @@ import pytest
 from train.data.rows import Pair
 from train.pairs import PairTable
 from train.recipe import MineRecipe
-from train.sampling import by_language
+from train.sampling import language_sampler
 from train.stages.mine import mine
 from train.teacher import teacher_scores
 
@@ -62,7 +62,7 @@ def test_languages_by_table_7() -> None:
         Pair(f"r{i}", f"s{i}", language="zh") for i in range(100)
     ] + [Pair("eo", "eo2", language="eo")]  # fmt: skip
     table = PairTable.of(rows)
-    drawn = by_language(table.languages, "table7", (0,)).take(2000)
+    drawn = language_sampler(table.languages, "table7", (0,)).take(2000)
     shares = {name: np.mean([table.languages[i] == name for i in drawn]) for name in ("km", "zh", "eo")}
     assert shares["zh"] == pytest.approx(12 / 13, abs=0.02)
     assert shares["km"] == pytest.approx(1 / 13, abs=0.02)

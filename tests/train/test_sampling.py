@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.sampling import Grouped, Shuffled, Turns
+from train.sampling import MixtureSampler, ShuffledSampler, WeightedRoundRobin
 
 
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 40), counts=st.lists(st.integers(0, 30), max_size=8))
 def test_each_pass_has_every_row_once(rows: int, counts: list[int]) -> None:
-    sampler = Shuffled(range(rows), (1, 2))
+    sampler = ShuffledSampler(range(rows), (1, 2))
     drawn = np.concatenate([np.empty(0, int), *(sampler.take(c) for c in counts)])
     assert len(drawn) == sum(counts)
     for start in range(0, len(drawn) - rows + 1, rows):
@@ -21,9 +21,9 @@ def test_each_pass_has_every_row_once(rows: int, counts: list[int]) -> None:
 @settings(max_examples=20, deadline=None)
 @given(before=st.integers(0, 7), seed=st.integers(0, 99))
 def test_state_continues_the_same_sequence(before: int, seed: int) -> None:
-    def make() -> Grouped:
+    def make() -> MixtureSampler:
         groups = {"a": np.arange(10), "b": np.arange(10, 40), "never": np.arange(40, 50)}
-        return Grouped(groups, {"a": 0.3, "b": 0.7}, (seed,))
+        return MixtureSampler(groups, {"a": 0.3, "b": 0.7}, (seed,))
 
     whole, first, second = make(), make(), make()
     expected = [whole.take(5).tolist() for _ in range(before + 4)]
@@ -35,7 +35,7 @@ def test_state_continues_the_same_sequence(before: int, seed: int) -> None:
 
 
 def test_groups_come_by_their_shares() -> None:
-    sampler = Grouped({"a": np.arange(100), "b": np.arange(100, 200)}, {"a": 1, "b": 3}, (0,))
+    sampler = MixtureSampler({"a": np.arange(100), "b": np.arange(100, 200)}, {"a": 1, "b": 3}, (0,))
     drawn = np.concatenate([sampler.take(64) for _ in range(100)])
     assert abs((drawn >= 100).mean() - 0.75) < 0.03
 
@@ -43,7 +43,7 @@ def test_groups_come_by_their_shares() -> None:
 @settings(max_examples=30, deadline=None)
 @given(weights=st.lists(st.floats(0.1, 10), min_size=1, max_size=5), steps=st.integers(1, 200))
 def test_turns_stay_within_one_of_their_share(weights: list[float], steps: int) -> None:
-    turns = Turns(weights)
+    turns = WeightedRoundRobin(weights)
     for _ in range(steps):
         turns.next()
     assert sum(turns.taken) == steps
@@ -53,8 +53,8 @@ def test_turns_stay_within_one_of_their_share(weights: list[float], steps: int) 
 
 def test_nothing_to_draw_is_an_error() -> None:
     with pytest.raises(ValueError, match="0 rows"):
-        Shuffled(range(0), (0,))
+        ShuffledSampler(range(0), (0,))
     with pytest.raises(ValueError, match=r"none of the groups \['xx'\]"):
-        Grouped({"xx": np.arange(3)}, {"en": 1.0}, (0,))
+        MixtureSampler({"xx": np.arange(3)}, {"en": 1.0}, (0,))
     with pytest.raises(ValueError, match="no source"):
-        Turns([])
+        WeightedRoundRobin([])

@@ -1,1 +1,1 @@
-"""Training data: the built-in corpus, and anybody's own."""
+"""Training data: rows, loading and checking them, and the demo's corpus."""

@@ -1,4 +1,4 @@
-"""One record of a file (column name to value) to one row, or an error that says what is wrong with it."""
+"""Parse one record of a file (column name -> value) into a row, or raise an error that names the problem."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Generic
 
 from train.data.rows import DataError, Instruction, Pair, Row, Scored, Text
 
-_Maker = Callable[[Mapping[str, Any]], Text | Pair | Scored | Instruction]
+_Parse = Callable[[Mapping[str, Any]], Text | Pair | Scored | Instruction]
 
 _NEGATIVE = re.compile(r"negative(?:_(\d+))?")
 
-# The columns of each kind: those that must be there, those that may.
+# Required and optional columns of each row type.
 REQUIRED: dict[type, tuple[str, ...]] = {
     Text: ("text",),
     Pair: ("query", "positive"),
@@ -29,42 +29,47 @@ _OPTIONAL: dict[type, tuple[str, ...]] = {
 
 
 class RowParser(Generic[Row]):
-    """Makes rows of one kind from the records of one file.
+    """Parses the records of one file into rows of one kind. Columns that the kind does not have are ignored."""
 
-    `columns` maps our column names to the file's. The names that come are looked at once, here: DataError if they fit
-    nothing that `kind` can be made from. Columns that nothing asks for are ignored.
-    """
+    def __init__(self, source: str, kind: type[Row], present: Collection[str], columns: Mapping[str, str]) -> None:
+        """
+        Args:
+            present: the column names of the file.
+            columns: our column name -> the file's, where they differ.
 
-    def __init__(self, source: str, kind: type[Row], came: Collection[str], columns: Mapping[str, str]) -> None:
+        Raises:
+            DataError: a required column is missing.
+        """
         self._source = source
         self._columns = columns
-        self._negatives: dict[tuple[str, ...], list[str]] = {}  # by a row's columns: rows of JSONL may differ in them
-        self._make: _Maker
-        if self._has_all(kind, came):
-            makers: dict[type, _Maker] = {
+        # By column names, as the rows of a JSONL file may differ in them.
+        self._negative_columns: dict[tuple[str, ...], list[str]] = {}
+        self._parse: _Parse
+        if self._has_all(kind, present):
+            parsers: dict[type, _Parse] = {
                 Text: self._text,
                 Pair: self._pair,
                 Scored: self._scored,
                 Instruction: self._instruction,
             }
-            self._make = makers[kind]
-        elif kind is Pair and self._has_all(Instruction, came):
-            self._make = lambda record: self._instruction(record).as_pair()
+            self._parse = parsers[kind]
+        elif kind is Pair and self._has_all(Instruction, present):
+            self._parse = lambda record: self._instruction(record).as_pair()
         else:
-            problem = f"{source}: the columns {_listed(came)} do not make a {kind.__name__}"
-            raise DataError(f"{problem}; {_taken(kind, columns)}")
+            problem = f"{source}: columns {_listed(present)} do not make a {kind.__name__}"
+            raise DataError(f"{problem}; {_expected(kind, columns)}")
 
     def parse(self, record: object, row: int) -> Row:
-        """Row number `row` (counted from 1) from its record; raises DataError naming source, row and what is wrong."""
+        """Parse row number `row` (counted from 1). Raises DataError naming source, row and problem."""
         if not isinstance(record, Mapping):
             raise DataError(f"{self._source}, row {row}: expected an object with named columns, got {shown(record)}")
         try:
-            return self._make(record)  # type: ignore[return-value]  # __init__ chose the maker of this kind
+            return self._parse(record)  # type: ignore[return-value]  # __init__ chose the parser of this kind
         except DataError as error:
             raise DataError(f"{self._source}, row {row}: {error}") from None
 
-    def _has_all(self, kind: type, came: Collection[str]) -> bool:
-        return all(self._name(column) in came for column in REQUIRED[kind])
+    def _has_all(self, kind: type, present: Collection[str]) -> bool:
+        return all(self._name(column) in present for column in REQUIRED[kind])
 
     def _name(self, column: str) -> str:
         return self._columns.get(column, column)
@@ -103,11 +108,11 @@ class RowParser(Generic[Row]):
 
     def _instruction(self, record: Mapping[str, Any]) -> Instruction:
         instruction = self._string(record, "instruction", may_be_empty=True)
-        given = self._string(record, "input", may_be_empty=True)
-        if not instruction.strip() and not given.strip():
+        task_input = self._string(record, "input", may_be_empty=True)
+        if not instruction.strip() and not task_input.strip():
             names = f"{self._name('instruction')!r} and {self._name('input')!r}"
-            raise DataError(f"columns {names} are both empty; one of them must hold text")
-        return Instruction(instruction, given, self._string(record, "output"), self._language(record))
+            raise DataError(f"columns {names} are both empty; at least one must contain text")
+        return Instruction(instruction, task_input, self._string(record, "output"), self._language(record))
 
     def _pair(self, record: Mapping[str, Any]) -> Pair:
         scored = record.get(self._name("teacher_score")) is not None
@@ -120,30 +125,27 @@ class RowParser(Generic[Row]):
         )
 
     def _pair_negatives(self, record: Mapping[str, Any]) -> tuple[str, ...]:
-        """The list in `negatives`, then `negative`, `negative_1`, ... in the order of their numbers; null is none."""
+        """The list in `negatives`, then `negative`, `negative_1`, ... in numerical order; null counts as absent."""
         name = self._name("negatives")
-        listed = record.get(name)
-        if listed is None:
-            listed = []
-        if not isinstance(listed, (list, tuple)):
-            raise DataError(f"column {name!r} must be a list of strings, got {shown(listed)}")
-        found = [_checked_string(text, f"column {name!r}, item {at}") for at, text in enumerate(listed, start=1)]
-        came = tuple(record)
-        if came not in self._negatives:
-            self._negatives[came] = _negative_columns(came, self._columns)
-        for column in self._negatives[came]:
+        in_list = [] if record.get(name) is None else record[name]
+        if not isinstance(in_list, (list, tuple)):
+            raise DataError(f"column {name!r} must be a list of strings, got {shown(in_list)}")
+        negatives = [_checked_string(text, f"column {name!r}, item {at}") for at, text in enumerate(in_list, start=1)]
+        present = tuple(record)
+        if present not in self._negative_columns:
+            self._negative_columns[present] = _numbered_negatives(present, self._columns)
+        for column in self._negative_columns[present]:
             if record.get(column) is not None:
-                found.append(_checked_string(record[column], f"column {column!r}"))
-        return tuple(found)
+                negatives.append(_checked_string(record[column], f"column {column!r}"))
+        return tuple(negatives)
 
 
 def check_columns(kind: type, columns: Mapping[str, str]) -> None:
-    """Raises ValueError if `columns` names a column that no row of this kind has."""
-    kinds = (Pair, Instruction) if kind is Pair else (kind,)
-    known = {column for one in kinds for column in (*REQUIRED[one], *_OPTIONAL[one])}
+    """Raises ValueError if a key of `columns` is not a column of this kind."""
+    known = {column for one in _accepted_kinds(kind) for column in (*REQUIRED[one], *_OPTIONAL[one])}
     for column in columns:
         if column not in known and not (kind is Pair and _NEGATIVE.fullmatch(column)):
-            raise ValueError(f"columns: {column!r} is no column of a {kind.__name__}; {_taken(kind, {})}")
+            raise ValueError(f"columns: {column!r} is not a column of {kind.__name__}; {_expected(kind, {})}")
 
 
 def _checked_string(value: Any, what: str, may_be_empty: bool = False) -> str:
@@ -158,22 +160,29 @@ def _checked_string(value: Any, what: str, may_be_empty: bool = False) -> str:
     return value
 
 
-def _negative_columns(came: Collection[str], columns: Mapping[str, str]) -> list[str]:
-    """The file's names of negative, negative_1, negative_2, ... in the order of their numbers."""
+def _numbered_negatives(present: Collection[str], columns: Mapping[str, str]) -> list[str]:
+    """The file's names of negative, negative_1, negative_2, ... in numerical order."""
     ours = {theirs: our for our, theirs in columns.items()}
     numbered = []
-    for name in came:
+    for name in present:
         match = _NEGATIVE.fullmatch(ours.get(name, name))
         if match:
             numbered.append((int(match[1]) if match[1] else -1, name))
     return [name for _, name in sorted(numbered)]
 
 
-def _taken(kind: type, columns: Mapping[str, str]) -> str:
-    kinds = (Pair, Instruction) if kind is Pair else (kind,)
-    names = " or ".join("(" + ", ".join(columns.get(c, c) for c in REQUIRED[one]) + ")" for one in kinds)
+def _accepted_kinds(kind: type) -> tuple[type, ...]:
+    """The row types whose columns make a row of this kind."""
+    return (Pair, Instruction) if kind is Pair else (kind,)
+
+
+def _expected(kind: type, columns: Mapping[str, str]) -> str:
+    """The columns of a kind under the file's names, for an error message."""
+    names = " or ".join(
+        "(" + ", ".join(columns.get(c, c) for c in REQUIRED[one]) + ")" for one in _accepted_kinds(kind)
+    )
     optional = ", ".join(columns.get(c, c) for c in _OPTIONAL[kind])
-    return f"taken: {names}" + (f", optional: {optional}" if optional else "")
+    return f"expected {names}" + (f", optional: {optional}" if optional else "")
 
 
 def _listed(names: Collection[str]) -> str:
@@ -181,6 +190,6 @@ def _listed(names: Collection[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for an error message: its type, and the value itself if it is short."""
+    """A value for an error message: its type and its repr, shortened to 60 characters."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

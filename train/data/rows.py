@@ -1,4 +1,4 @@
-"""The four kinds of training rows, and the error for data that cannot be one."""
+"""The four kinds of training rows, and the error for data that cannot be parsed into one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TypeVar
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the file, the row (counted from 1) and what is wrong."""
+    """Unusable data. The message names the file, the row (counted from 1) and the problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Plain text for pretraining (stage 1) and for the tokenizer."""
+    """Plain text for pretraining (stage 1) and for training the tokenizer."""
 
     text: str
 
@@ -21,8 +21,8 @@ class Text:
 class Pair:
     """A query and the text that answers it (stages 3 and 4).
 
-    `negatives` are hard negatives; `language` is the language of the query; `teacher_score` is a teacher embedder's
-    cosine similarity of query and positive (stage 3 drops pairs below 0.4), None where nobody scored the pair.
+    `negatives` are hard negatives. `language` is the query's language. `teacher_score` is the cosine similarity of the
+    pair under a teacher embedder, None if unknown (stage 3 of the paper drops pairs below 0.4).
     """
 
     query: str
@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Two texts and their graded similarity (semantic textual similarity, the CoSENT loss). Only the order matters."""
+    """Two texts with a graded similarity, for STS and the CoSENT loss. Only the order of the scores matters."""
 
     a: str
     b: str
@@ -43,7 +43,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """A task, what it is applied to, and the answer (stages 2 and 3). One of `instruction`, `input` may be empty."""
+    """A task, its input and its output (stages 2 and 3). Either `instruction` or `input` may be empty."""
 
     instruction: str
     input: str
@@ -51,7 +51,7 @@ class Instruction:
     language: str = "en"
 
     def as_pair(self) -> Pair:
-        """Instruction and input are the query, the output is the positive (paper, stage 3)."""
+        """Query: instruction and input. Positive: output (paper, stage 3)."""
         query = "\n".join(part for part in (self.instruction, self.input) if part)
         return Pair(query, self.output, language=self.language)
 

@@ -1,4 +1,4 @@
-"""The BM25 baseline, on the same tasks and the same metrics as the encoders."""
+"""The BM25 baseline, with the same tasks and metrics as the encoders."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from .search import LocalSearch
+from train.evaluation.local_search import LocalSearch
 
-# Runs of letters, marks and digits. `\w` would not do: it breaks Hindi, Bengali, Khmer and Thai words at vowel signs.
+# Letters, marks and digits. `\w` would split Hindi, Bengali, Khmer and Thai words at vowel signs.
 _WORD = r"[\p{L}\p{M}\p{N}]+"
-# Scripts written without spaces between words: Han with the kana, Thai, Lao, Burmese, Khmer.
+# Scripts without spaces between words: Han and kana, Thai, Lao, Burmese, Khmer.
 _NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 
 
 @cache
 def _splitter() -> Any:
-    """Normaliser and word splitter of the `tokenizers` library: NFKC, lower case, words cut where the script changes.
+    """Normalizer (NFKC, lower case) and word splitter of the `tokenizers` library.
 
-    The cut at a change of script lets BM25 find a Latin name that stands in Chinese or Thai text without spaces.
+    Words are also split where the script changes, so that BM25 finds a Latin name inside Chinese or Thai text.
     """
     from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -30,11 +30,11 @@ def _splitter() -> Any:
     return normalizer, pre_tokenizers.Sequence([words, pre_tokenizers.UnicodeScripts()])
 
 
-# nDCG@10 of heading -> section over 700 sections of the Django documentation: 0.699 with neither stop words nor
-# stemming, 0.701 with stop words, 0.733 with stemming, 0.737 with both (0.734 with the longer list of stop words).
-# Mean over 25 languages of message retrieval, in the same order: 0.187, 0.193, 0.197, 0.203 (0.196).
+# nDCG@10 of heading -> section over 700 sections of Django's documentation: 0.699 with neither stop words nor stemming,
+# 0.701 with stop words, 0.733 with stemming, 0.737 with both (0.734 with the longer list of stop words).
+# Message retrieval, mean of 25 languages, in the same order: 0.187, 0.193, 0.197, 0.203 (0.196).
 @cache
-def _english() -> tuple[frozenset[str], Any]:
+def _english_stop_words_and_stemmer() -> tuple[frozenset[str], Any]:
     import Stemmer
     from bm25s.tokenization import STOPWORDS_EN
 
@@ -42,14 +42,14 @@ def _english() -> tuple[frozenset[str], Any]:
 
 
 def tokenize(text: str) -> list[str]:
-    """The terms of a text.
+    """The BM25 terms of a text.
 
-    Words in lower case, without English stop words, reduced by the English Snowball stemmer (which leaves words in
-    other scripts alone). A run in a script without spaces becomes its overlapping pairs of characters, the usual
-    treatment of Chinese and Japanese in search engines; a single character stays as it is.
+    Words are lower-cased and stemmed (English Snowball stemmer, which ignores other scripts); English stop words are
+    removed. A word in a script without spaces becomes its character bigrams, as usual in search engines for Chinese and
+    Japanese; a single character stays.
     """
     normalizer, splitter = _splitter()
-    stop_words, stemmer = _english()
+    stop_words, stemmer = _english_stop_words_and_stemmer()
     terms: list[str] = []
     for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
         if _NO_SPACES.match(word):
@@ -60,7 +60,7 @@ def tokenize(text: str) -> list[str]:
 
 
 class BM25Search(LocalSearch):
-    """Okapi BM25 by `bm25s` with its default parameters (Lucene's variant, k1 = 1.5, b = 0.75)."""
+    """Okapi BM25 of the library `bm25s` with its defaults (Lucene's variant, k1 = 1.5, b = 0.75)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class BM25Search(LocalSearch):
         import bm25s
 
         self._retriever = bm25s.BM25()
-        # bm25s cannot index a corpus without a single term, so a document without terms holds the empty one.
+        # bm25s cannot index a corpus without any term, so a document without terms gets the empty term.
         self._retriever.index([tokenize(text) or [""] for text in texts], show_progress=False)
 
     def rank(self, queries: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:

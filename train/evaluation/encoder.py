@@ -1,89 +1,70 @@
-"""Our text encoders in mteb's terms."""
-
-from __future__ import annotations
+"""Encoders: texts to vectors, for evaluation and for mining."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tqdm import tqdm
+from transformers import LlamaForCausalLM
 
-from .random_state import preserved_random_state
-
-if TYPE_CHECKING:
-    from mteb.models.model_meta import ModelMeta
+from train.loop import autocast
+from train.model import embed
+from train.packing import pack, split_by_tokens
+from train.tokenizer import token_ids
 
 
 class TextEncoder(Protocol):
     """Anything that turns texts into vectors."""
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """[n, hidden] float32, finite; rows need not be normalised, as cosine similarity is used."""
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[n, hidden] float32, finite. Rows need not be normalized, as cosine similarity is used."""
         ...
 
 
-def encode_checked(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
-    """Encode, and check what came back.
+class ModelEncoder:
+    """Mean-pooled embeddings of a trained model under a fixed mask.
 
-    Returns:
-        [n, hidden] float32.
-
-    Raises:
-        ValueError: the result has another shape than [n, hidden], or holds NaN or inf. The message names the encoder.
+    Args:
+        alpha: 0 is causal (language model), 1 bidirectional (embedder).
+        max_length: each text is truncated to this many tokens.
+        batch_tokens: tokens of one forward pass.
+        precision: as in the recipe.
+        progress: label of the progress bar; "" for none.
     """
-    name = type(encoder).__name__
-    vectors = np.asarray(encoder.encode(texts), dtype=np.float32)
-    if vectors.ndim != 2 or vectors.shape[0] != len(texts) or vectors.shape[1] == 0:
-        raise ValueError(f"{name}.encode: got shape {vectors.shape} for {len(texts)} texts; taken is [n, hidden]")
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if bad.size:
-        raise ValueError(
-            f"{name}.encode: {bad.size} of {len(texts)} vectors hold NaN or inf, the first for {texts[bad[0]][:60]!r}"
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        tokenizer: Tokenizer,
+        *,
+        alpha: float,
+        max_length: int,
+        batch_tokens: int,
+        precision: str = "fp32",
+        progress: str = "",
+    ) -> None:
+        self.model, self.tokenizer, self.alpha = model, tokenizer, alpha
+        self.max_length, self.batch_tokens = max_length, batch_tokens
+        self.precision, self.progress = precision, progress
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[n, hidden] float32, not normalized."""
+        device = next(self.model.parameters()).device
+        sequences = token_ids(self.tokenizer, texts, self.max_length)
+        # Batches of similar lengths make the attention work on nearly square blocks.
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
+        out = np.empty((len(sequences), self.model.config.hidden_size), dtype=np.float32)
+        bar = tqdm(
+            total=len(texts), desc=f"{self.progress:>11}", unit="text", disable=not self.progress, dynamic_ncols=True
         )
-    return vectors
-
-
-class MtebEncoder:
-    """Adapter from `TextEncoder` to mteb's encoder protocol.
-
-    With `remember` every distinct text is encoded once in the adapter's life, so that the corpus common to all
-    languages is encoded once per evaluation. It costs memory: leave it off for corpora that are not small.
-    """
-
-    def __init__(self, encoder: TextEncoder, *, remember: bool = True) -> None:
-        self.encoder = encoder
-        self.remember = remember
-        self._known: dict[str, np.ndarray] = {}
-
-    @property
-    def mteb_model_meta(self) -> ModelMeta:
-        with preserved_random_state():
-            from mteb.models.model_meta import ModelMeta
-
-        name = f"conan_fast/{type(self.encoder).__name__}"
-        meta: ModelMeta = ModelMeta.create_empty({"name": name, "revision": "local", "modalities": ["text"]})
-        return meta
-
-    def encode(self, inputs: Any, **_: Any) -> np.ndarray:
-        """The texts of a mteb data loader as [n, hidden] float32; task, split and prompt type make no difference."""
-        return self.encode_texts([text for batch in inputs for text in batch["text"]])
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """[n, hidden] float32."""
-        if not self.remember:
-            return encode_checked(self.encoder, texts)
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
-            self._known.update(zip(new, encode_checked(self.encoder, new), strict=True))
-        return np.stack([self._known[text] for text in texts])
-
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of each pair: [n, hidden], [m, hidden] -> [n, m]."""
-        from mteb.similarity_functions import cos_sim
-
-        return cos_sim(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine row by row: [n, hidden], [n, hidden] -> [n]."""
-        from mteb.similarity_functions import pairwise_cos_sim
-
-        return pairwise_cos_sim(embeddings1, embeddings2)
+        with bar, autocast(device, self.precision):
+            for micro_batch in split_by_tokens([len(sequences[i]) for i in order], self.batch_tokens):
+                rows = [order[i] for i in micro_batch]
+                packed = pack([sequences[i] for i in rows], device)
+                out[rows] = embed(self.model, packed, self.alpha).cpu().numpy()
+                bar.update(len(rows))
+        return out

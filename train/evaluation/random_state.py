@@ -1,4 +1,4 @@
-"""Keep the global random number generators as they are while mteb runs."""
+"""Preserve the global random number generators while mteb runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Restore the states of `random`, `numpy.random` and torch (CPU, and CUDA where it is in use) on leaving.
+    """On exit, restore the states of `random`, `numpy.random` and torch (CPU, and CUDA if initialized).
 
-    mteb seeds all of them on import, for every task and for every evaluator. Without this, an evaluation between two
-    training steps would change the dropout and the batches that follow.
+    mteb seeds all of them on import, per task and per evaluator. An evaluation between two training steps would
+    otherwise change the steps that follow.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -1,4 +1,4 @@
-"""What an evaluation returns: plain numbers, nothing of mteb."""
+"""Results of an evaluation, as plain numbers without mteb's types."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .languages import is_latin_script
+from train.evaluation.language_tags import is_latin_script
 
 
 @dataclass(frozen=True, slots=True)
 class TaskScores:
-    """Scores of one task, each in [0, 1] (Spearman: [-1, 1]; NaN where it is not defined, as for constant vectors).
+    """Scores of one task, each in [0, 1] (Spearman: [-1, 1], NaN if undefined, as for constant vectors).
 
-    mteb rounds the retrieval metrics of a task, or of one of its languages, to five decimals.
-
-    `metrics` are the means over the languages where there are several; `languages` then holds each by its code, and
-    `non_latin` the means over the languages that are not written in the Latin script (empty where there is none).
+    mteb rounds retrieval metrics to five decimals.
     """
 
-    main: str
-    metrics: dict[str, float]
-    languages: dict[str, dict[str, float]] = field(default_factory=dict)
-    non_latin: dict[str, float] = field(default_factory=dict)
+    main: str  # name of the main metric
+    metrics: dict[str, float]  # of a multilingual task: means over its languages
+    by_language: dict[str, dict[str, float]] = field(default_factory=dict)
+    non_latin: dict[str, float] = field(default_factory=dict)  # means over the languages in other scripts than Latin
 
     @property
     def main_score(self) -> float:
@@ -31,12 +28,12 @@ class TaskScores:
 
     @classmethod
     def over_languages(cls, main: str, languages: Mapping[str, dict[str, float]]) -> TaskScores:
-        """Means with equal weight for every language, however many queries it has."""
+        """Means with equal weight for every language, regardless of its number of queries."""
         non_latin = [scores for language, scores in languages.items() if not is_latin_script(language)]
-        return cls(main, _mean(list(languages.values())), dict(languages), _mean(non_latin))
+        return cls(main, _mean_metrics(list(languages.values())), dict(languages), _mean_metrics(non_latin))
 
 
-def _mean(scores: list[dict[str, float]]) -> dict[str, float]:
+def _mean_metrics(scores: list[dict[str, float]]) -> dict[str, float]:
     return {name: math.fsum(s[name] for s in scores) / len(scores) for name in scores[0]} if scores else {}
 
 
@@ -50,23 +47,23 @@ class Scores:
         return self.tasks[task]
 
     def flat(self) -> dict[str, float]:
-        """One name per number, for a metrics log: ``CrossLingualMessages/ndcg_at_10``, ``.../non_latin/ndcg_at_10``,
-        ``.../de/ndcg_at_10``."""
-        numbers: dict[str, float] = {}
+        """All scores under flat names for a metrics log: "CrossLingualMessages/ndcg_at_10",
+        "CrossLingualMessages/non_latin/ndcg_at_10", "CrossLingualMessages/de/ndcg_at_10"."""
+        flat: dict[str, float] = {}
         for task, scores in self.tasks.items():
             groups = {"": scores.metrics, "non_latin/": scores.non_latin}
-            groups |= {f"{language}/": metrics for language, metrics in scores.languages.items()}
+            groups |= {f"{language}/": metrics for language, metrics in scores.by_language.items()}
             for prefix, metrics in groups.items():
-                numbers |= {f"{task}/{prefix}{name}": value for name, value in metrics.items()}
-        return numbers
+                flat |= {f"{task}/{prefix}{name}": value for name, value in metrics.items()}
+        return flat
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no NaN: it becomes None."""
+        """For JSON, with None for NaN."""
         return {
             task: {
                 "main": scores.main,
                 "metrics": _nan_to_none(scores.metrics),
-                "languages": {language: _nan_to_none(metrics) for language, metrics in scores.languages.items()},
+                "languages": {language: _nan_to_none(metrics) for language, metrics in scores.by_language.items()},
                 "non_latin": _nan_to_none(scores.non_latin),
             }
             for task, scores in self.tasks.items()
@@ -74,7 +71,7 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Scores:
-        """The inverse of `to_dict`; KeyError, TypeError, ValueError or AttributeError for anything else."""
+        """The inverse of `to_dict`. KeyError, TypeError, ValueError or AttributeError for other data."""
         return cls(
             {
                 task: TaskScores(

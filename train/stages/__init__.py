@@ -1,1 +1,1 @@
-"""The paper's stages, one file each: pretrain and sft (language_model), weak, mine, supervised."""
+"""The paper's stages: pretrain, sft, weak, mine, supervised."""

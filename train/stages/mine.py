@@ -1,6 +1,7 @@
-"""Mining: for each pair a pool of hard negatives, the nearest texts that are not right answers, hardest first."""
+"""Mining: a pool of hard negatives per pair, the nearest texts that are not right answers, hardest first."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from train.recipe import MineRecipe
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
-# Queries searched at a time; bounds the memory of the results.
+# Queries per search; bounds the memory of the results.
 SEARCH_ROWS = 4096
 
 
@@ -20,63 +21,69 @@ def mine(
 ) -> NDArray[np.int64]:
     """Pools of hard negatives.
 
-    Candidates are the positives of all pairs. Left out: every text of the pair's own group (its positives, their
-    duplicates, answers to the same query), and texts that score above max_score_ratio of the pair's own positive,
-    which are more likely unmarked right answers than negatives. Negatives that came with the data stand first. A pool
-    of fewer than `at_least` is filled up with random texts of other groups.
+    Candidates are the positives of all pairs, except the texts of the pair's own group (its positives, their
+    duplicates, answers to the same query) and texts that score above max_score_ratio times the pair's positive, which
+    are likely unlabelled right answers. Negatives from the data come first. Pools with fewer than `at_least` texts are
+    filled up with random texts of other groups.
 
     Returns:
-        [n, pool_size] numbers of texts, -1 where a pool is shorter.
+        [n, pool_size] indices into table.texts, padded with -1.
 
     Raises:
-        ValueError: if there are too few texts of other groups to fill a pool.
+        ValueError: too few texts of other groups to fill a pool.
     """
-    import faiss
-
-    used = np.unique(np.concatenate([table.queries, table.positives]))
-    embedded = encode([table.texts[i] for i in used])
-    vectors = np.zeros((len(table.texts), embedded.shape[1]), dtype=np.float32)
-    vectors[used] = embedded / np.maximum(np.linalg.norm(embedded, axis=1, keepdims=True), 1e-12)
-
+    vectors = _unit_vectors(table, encode)
     candidates = np.unique(table.positives)
-    index = faiss.index_factory(vectors.shape[1], recipe.index, faiss.METRIC_INNER_PRODUCT)
-    if faiss.get_num_gpus() > 0:
-        index = faiss.index_cpu_to_all_gpus(index)
-    index.train(vectors[candidates])
-    index.add(vectors[candidates])
-
+    index = _build_index(recipe.index, vectors[candidates])
     pools = np.full((len(table), max(recipe.pool_size, at_least)), -1, dtype=np.int64)
-    neighbours = min(recipe.search, len(candidates))
+    neighbors = min(recipe.search, len(candidates))
     rng = np.random.default_rng((seed, 5))
     for start in tqdm(range(0, len(table), SEARCH_ROWS), desc=f"{label:>11}", unit="block", dynamic_ncols=True):
         rows = np.arange(start, min(start + SEARCH_ROWS, len(table)))
-        scores, found = index.search(vectors[table.queries[rows]], neighbours)
+        queries, positives = vectors[table.queries[rows]], vectors[table.positives[rows]]
+        scores, found = index.search(queries, neighbors)
         texts = np.where(found >= 0, candidates[found], -1)
-        own = (vectors[table.queries[rows]] * vectors[table.positives[rows]]).sum(1)
+        positive_scores = (queries * positives).sum(1)
         groups = table.groups[table.queries[rows]]
-        good = (texts >= 0) & (table.groups[texts] != groups[:, None])
-        good &= scores <= recipe.max_score_ratio * own[:, None]
+        accepted = (texts >= 0) & (table.groups[texts] != groups[:, None])
+        accepted &= scores <= recipe.max_score_ratio * positive_scores[:, None]
         for i, row in enumerate(rows):
-            given = table.negatives[row][table.groups[table.negatives[row]] != groups[i]]
-            pool = list(dict.fromkeys([*given.tolist(), *texts[i, good[i]].tolist()]))[: pools.shape[1]]
+            from_data = table.negatives[row][table.groups[table.negatives[row]] != groups[i]]
+            pool = list(dict.fromkeys([*from_data.tolist(), *texts[i, accepted[i]].tolist()]))[: pools.shape[1]]
             if len(pool) < at_least:
-                pool += _random_others(table, candidates, int(groups[i]), set(pool), at_least - len(pool), rng)
+                others = candidates[table.groups[candidates] != groups[i]]
+                pool += _random_texts(others, set(pool), at_least - len(pool), rng)
             pools[row, : len(pool)] = pool
     return pools
 
 
-def _random_others(
-    table: PairTable,
-    candidates: NDArray[np.int64],
-    group: int,
-    taken: set[int],
-    count: int,
-    rng: np.random.Generator,
-) -> list[int]:
-    free = [int(c) for c in candidates[table.groups[candidates] != group] if int(c) not in taken]
+def _unit_vectors(table: PairTable, encode: Encode) -> NDArray[np.float32]:
+    """Normalized vectors [m, hidden] of the table's queries and positives; zeros for its other texts."""
+    used = np.unique(np.concatenate([table.queries, table.positives]))
+    embedded = encode([table.texts[i] for i in used])
+    vectors = np.zeros((len(table.texts), embedded.shape[1]), dtype=np.float32)
+    vectors[used] = embedded / np.maximum(np.linalg.norm(embedded, axis=1, keepdims=True), 1e-12)
+    return vectors
+
+
+def _build_index(description: str, vectors: NDArray[np.float32]) -> Any:
+    """A faiss index for the inner product."""
+    import faiss
+
+    index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
+    if faiss.get_num_gpus() > 0:
+        index = faiss.index_cpu_to_all_gpus(index)
+    index.train(vectors)
+    index.add(vectors)
+    return index
+
+
+def _random_texts(others: NDArray[np.int64], used: set[int], count: int, rng: np.random.Generator) -> list[int]:
+    """`count` random texts of `others` that are not in `used`."""
+    free = [text for text in others.tolist() if text not in used]
     if len(free) < count:
         raise ValueError(
-            f"supervised.num_negatives: a pair has only {len(free) + len(taken)} possible negatives among "
-            f"{len(candidates)} texts; take fewer, or more data"
+            f"supervised.num_negatives: a pair has only {len(free) + len(used)} possible negatives, "
+            f"{count + len(used)} needed; lower num_negatives or add data"
         )
     return [int(i) for i in rng.choice(free, size=count, replace=False)]

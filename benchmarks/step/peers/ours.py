@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.step.implementation import LossOf, Running, StepImplementation, of_micro_batch
 from benchmarks.step.task import STEP, Task
-from train.embedding_loss import Embedding, backward_through_embeddings
-from train.loop import Stage, make_optimizer, train_step
+from train.embedding_loss import EmbedSettings, backward_through_embeddings
+from train.loop import Stage, StageContext, make_optimizer, train_step
 from train.pairs import PairTable
 from train.recipe import WeakRecipe
 from train.stages import supervised, weak
@@ -24,15 +24,10 @@ from train.stages import supervised, weak
 def stage_of(task: Task) -> Stage[Any]:
     """Its batch is all pairs of the task."""
     table, recipe = PairTable.of(task.texts.rows), task.stage_recipe()
-    common: dict[str, Any] = {
-        "tokenizer": task.texts.tokenizer,
-        "seed": 0,
-        "device": task.device,
-        "precision": task.precision,
-    }
+    context = StageContext(task.texts.tokenizer, 0, task.device, task.precision)
     if isinstance(recipe, WeakRecipe):
-        return weak.Weak(recipe, [table], **common)
-    return supervised.Supervised(recipe, [(table, np.stack(table.negatives))], **common)
+        return weak.Weak(recipe, [table], context)
+    return supervised.Supervised(recipe, [(table, np.stack(table.negatives))], context)
 
 
 class Ours(Running):
@@ -53,9 +48,9 @@ class Ours(Running):
     @contextmanager
     def loss_through(self, wrap: Callable[[LossOf], LossOf]) -> Iterator[None]:
         def wrapped(
-            model: LlamaForCausalLM, sequences: Sequence[Sequence[int]], embedding: Embedding, loss_of: LossOf
+            model: LlamaForCausalLM, sequences: Sequence[Sequence[int]], settings: EmbedSettings, loss_of: LossOf
         ) -> Tensor:
-            return backward_through_embeddings(model, sequences, embedding, wrap(loss_of))
+            return backward_through_embeddings(model, sequences, settings, wrap(loss_of))
 
         name = backward_through_embeddings.__name__
         with patch.object(weak, name, wrapped), patch.object(supervised, name, wrapped):

@@ -1,6 +1,6 @@
-"""mteb tasks made from rows in memory: no hub, no network.
+"""mteb tasks from rows in memory, without hub or network.
 
-Each function returns an ordinary mteb task with its data already in place, so it also runs under `mteb.evaluate`.
+Each function returns an ordinary mteb task with its data loaded, so it also runs under `mteb.evaluate`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from .languages import language_tag
-from .random_state import preserved_random_state
+from train.evaluation.language_tags import language_tag
+from train.evaluation.random_state import preserved_random_state
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
@@ -24,8 +24,8 @@ HEADING_TO_SECTION = "HeadingToSection"
 CROSSLINGUAL_MESSAGES = "CrossLingualMessages"
 DOCUMENT_TREE_STS = "DocumentTreeSTS"
 SPLIT = "test"
-# The ranks that are reported, and 1, which mteb needs. mteb's default goes on to 1000, which costs ten times the
-# sorting and scoring for nothing that the paper reports (MKQA: recall at 20 and 100, nDCG at 10).
+# The reported ranks, and 1, which mteb requires. mteb's default goes up to 1000: ten times the time for sorting and
+# scoring, and the paper reports no such rank (MKQA: recall at 20 and 100, nDCG at 10).
 RANKS = (1, 10, 20, 100)
 
 
@@ -33,7 +33,7 @@ def retrieval_task(pairs: Sequence[Pair], *, name: str = HEADING_TO_SECTION, lan
     """Retrieval of `Pair.positive` by `Pair.query`; main score nDCG@10.
 
     The corpus is the distinct positives. There is one query per distinct query text, and all its positives are
-    relevant. Hard negatives, teacher scores and `Pair.language` play no part.
+    relevant. Hard negatives, teacher scores and `Pair.language` are ignored.
 
     Raises:
         ValueError: no pairs, or an unknown language code.
@@ -47,8 +47,8 @@ def retrieval_task(pairs: Sequence[Pair], *, name: str = HEADING_TO_SECTION, lan
 def crosslingual_task(pairs: Sequence[Pair], *, name: str = CROSSLINGUAL_MESSAGES) -> AbsTaskRetrieval:
     """Retrieval of an English text by its translation, one mteb subset per language; main score nDCG@10.
 
-    Every language searches the same corpus: the distinct positives of all pairs. Pairs in English add to the corpus but
-    are not queried, as their query is no translation.
+    All languages search the same corpus: the distinct positives of all pairs. Pairs in English only add to the corpus,
+    as their query is not a translation.
 
     Raises:
         ValueError: no pairs in another language than English, or an unknown language code.
@@ -59,29 +59,31 @@ def crosslingual_task(pairs: Sequence[Pair], *, name: str = CROSSLINGUAL_MESSAGE
         if pair.language != "en":
             by_language.setdefault(pair.language, []).append(pair)
     if not by_language:
-        raise ValueError("pairs: all are in English; a cross-lingual task takes pairs in at least one other language")
+        raise ValueError("pairs: all are in English; a cross-lingual task needs pairs in at least one other language")
     by_language = dict(sorted(by_language.items()))
     tags = {language: [language_tag(language)] for language in by_language}
     return _retrieval(_metadata(name, "Retrieval", tags, "ndcg_at_10"), by_language, _corpus_ids(pairs))
 
 
 def sts_task(rows: Sequence[Scored], *, name: str = DOCUMENT_TREE_STS, language: str = "en") -> AbsTaskSTS:
-    """Semantic textual similarity; main score the Spearman correlation of the cosine with `Scored.score`.
+    """Semantic textual similarity; main score: Spearman correlation of the cosine with `Scored.score`.
 
     Raises:
-        ValueError: fewer than two different scores (no correlation exists), or an unknown language code.
+        ValueError: fewer than two different scores (the correlation is undefined), or an unknown language code.
     """
     _require_rows("rows", rows)
     scores = [row.score for row in rows]
     if len(set(scores)) < 2:
-        raise ValueError(f"rows: all {len(rows)} scores are {scores[0]}; a correlation takes two different scores")
+        raise ValueError(
+            f"rows: all {len(rows)} scores are {scores[0]}; a correlation needs at least two different scores"
+        )
     metadata = _metadata(name, "STS", [language_tag(language)], "cosine_spearman")
     with preserved_random_state():
         from datasets import Dataset
 
         columns = {"sentence1": [r.a for r in rows], "sentence2": [r.b for r in rows], "score": scores}
         task: AbsTaskSTS = _local_classes()["STS"](metadata, {"default": {SPLIT: Dataset.from_dict(columns)}})
-        # mteb scales the scores by these to [0, 1]; a rank correlation does not change by it.
+        # mteb scales the scores to [0, 1] by these; a rank correlation does not change.
         task.min_score, task.max_score = min(scores), max(scores)  # type: ignore[assignment]
     return task
 
@@ -89,10 +91,10 @@ def sts_task(rows: Sequence[Scored], *, name: str = DOCUMENT_TREE_STS, language:
 def local_tasks(
     *, retrieval: Sequence[Pair] = (), crosslingual: Sequence[Pair] = (), sts: Sequence[Scored] = ()
 ) -> list[AbsTask]:
-    """The tasks for which rows are given, under their default names.
+    """The tasks whose rows are given, under their default names.
 
     Raises:
-        ValueError: no rows at all, or as the functions above.
+        ValueError: no rows at all, or an error of the functions above.
     """
     tasks: list[AbsTask] = []
     if retrieval:
@@ -107,7 +109,7 @@ def local_tasks(
 
 def _require_rows(argument: str, rows: Sequence[Any]) -> None:
     if not rows:
-        raise ValueError(f"{argument}: got no rows; an evaluation takes at least one")
+        raise ValueError(f"{argument}: got no rows; an evaluation needs at least one")
 
 
 def _corpus_ids(pairs: Iterable[Pair]) -> dict[str, str]:
@@ -122,7 +124,7 @@ def _retrieval(
     with preserved_random_state():
         from datasets import Dataset
 
-        # One object for all subsets: `index` then recognises the corpus that it has already seen.
+        # One object for all subsets, so that `LocalSearch.index` recognizes an indexed corpus.
         corpus = Dataset.from_dict({"id": list(corpus_ids.values()), "text": list(corpus_ids)})
         dataset = {}
         for subset, pairs in pairs_by_subset.items():
@@ -145,7 +147,7 @@ def _metadata(
 
     return TaskMetadata(
         name=name,
-        description="Made from rows in memory.",
+        description="Rows in memory.",
         dataset={"path": "local", "revision": "local"},
         type=kind,
         category="t2t",
@@ -157,7 +159,7 @@ def _metadata(
 
 @cache
 def _local_classes() -> dict[str, type]:
-    """mteb's task classes with the data handed in. Made at first use: importing mteb takes seconds."""
+    """mteb's task classes with given data. Defined on first use, as importing mteb takes seconds."""
     from mteb.abstasks import AbsTaskRetrieval
     from mteb.abstasks.sts import AbsTaskSTS
 

@@ -1,7 +1,7 @@
-"""reStructuredText to readable plain text: headings, and the paragraphs between one heading and the next.
+"""Convert reStructuredText to sections of plain text.
 
-A full parser (docutils) would need Sphinx for this documentation's roles and directives; the few rules here
-suffice, since only the text is wanted.
+docutils would need Sphinx for the roles and directives of Django's documentation; extracting only the text needs just
+the few rules below.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Directives that hold no prose: they go together with everything that is indented below them.
+# Directives without prose; they are dropped together with their indented body.
 _DROPPED = frozenset(
     {"toctree", "image", "index", "contents", "module", "currentmodule", "highlight", "program", "raw", "role"}
 )
 _CODE = frozenset({"code-block", "code", "console", "parsed-literal", "sourcecode"})
-# The argument starts with a version number.
+# Directives whose argument starts with a version number.
 _VERSIONED = frozenset({"versionadded", "versionchanged", "deprecated"})
 
 _RULE = re.compile(r"([=\-~^\"'`+*#.])\1{2,}$")
@@ -49,7 +49,7 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with its own text: everything up to the next heading of any level."""
+    """A heading and its text, up to the next heading of any level."""
 
     heading: str
     paragraphs: tuple[Paragraph, ...]
@@ -63,11 +63,11 @@ class Section:
         return sum(len(paragraph.text.split()) for paragraph in self.paragraphs)
 
 
-def parse_sections(source: str) -> list[Section]:
-    """All sections of a page in order. Text before the first heading belongs to none and is left out."""
-    lines = source.expandtabs().splitlines()
+def parse_sections(page: str) -> list[Section]:
+    """The sections of a page in order. Text before the first heading is dropped."""
+    lines = page.expandtabs().splitlines()
     starts = [(at, end) for at in range(len(lines)) if (end := _heading_end(lines, at)) is not None]
-    # The title line of an overlined heading, with its underline, looks like a heading of its own.
+    # In an overlined heading, the title and its underline also match as a heading; drop that match.
     starts = [
         (at, end)
         for position, (at, end) in enumerate(starts)
@@ -82,12 +82,12 @@ def parse_sections(source: str) -> list[Section]:
 
 
 def clean_inline(text: str) -> str:
-    """A paragraph without its inline markup, white space collapsed."""
+    """A paragraph without inline markup, white space collapsed."""
     return " ".join(_INLINE.sub(_inline_text, text).split())
 
 
 def _heading_end(lines: list[str], at: int) -> int | None:
-    """The line after the heading that starts at line `at`, None if none starts there."""
+    """The index after the heading that starts at line `at`; None if no heading starts there."""
     line = lines[at]
     if not line.strip():
         return None
@@ -125,7 +125,7 @@ def _indent(line: str) -> int:
 
 
 def _paragraphs(lines: list[str]) -> Iterator[Paragraph]:
-    """Splits a section's lines at blank lines and markup; code keeps its line breaks."""
+    """Split a section's lines at blank lines and markup; code keeps its line breaks."""
     for block, is_code in _blocks(lines):
         if is_code:
             margin = min(_indent(line) for line in block)
@@ -137,11 +137,11 @@ def _paragraphs(lines: list[str]) -> Iterator[Paragraph]:
 
 
 def _blocks(lines: list[str]) -> Iterator[tuple[list[str], bool]]:
-    """Runs of lines that belong together, with whether they are code."""
+    """Blocks of consecutive lines, each with whether it is code."""
     block: list[str] = []
     block_is_code = False
-    dropped_indent: int | None = None  # inside a dropped directive whose marker stood at this indent
-    code_indent: int | None = None  # inside code below a line at this indent
+    dropped_indent: int | None = None  # inside a dropped directive with this indent
+    code_indent: int | None = None  # inside code below a line with this indent
     expects_options = False
     for line in lines:
         stripped = line.strip()
@@ -190,7 +190,7 @@ def _blocks(lines: list[str]) -> Iterator[tuple[list[str], bool]]:
 
 
 def _explicit_markup(line: str, directive: re.Match[str] | None) -> tuple[str, bool, bool]:
-    """For a line that starts with '..': the text that stays, whether what is indented below stays, and is code."""
+    """For a line that starts with '..': the text to keep, whether to keep the indented body, whether it is code."""
     if directive:
         name, argument = directive[1], directive[2] or ""
         if name in _CODE:

@@ -1,7 +1,7 @@
-"""Search over a small corpus in memory, in the terms of mteb's search protocol.
+"""Search in an in-memory corpus, with mteb's search protocol.
 
-mteb's own wrapper around encoders prepares and encodes the corpus again for every subset; here all languages share
-one. The rankings go through mteb's metrics all the same.
+mteb's own search prepares and encodes the corpus again for every subset; here all languages share one. mteb still
+computes the metrics.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .encoder import MtebEncoder
-from .random_state import preserved_random_state
+from train.evaluation.mteb_adapter import MtebAdapter, model_meta
 
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
 
-# Scores held at once, queries x documents: 256 MB in float32.
+# Bound of queries x documents scored at once: 256 MB in float32.
 MAX_SCORES = 2**26
 
 
 class LocalSearch(ABC):
-    """mteb's search protocol for tasks of plain texts (no titles, no instructions, no reranking)."""
+    """mteb's search protocol for plain texts (no titles, instructions or reranking)."""
 
     def __init__(self) -> None:
         self._corpus: Any = None
@@ -31,21 +30,17 @@ class LocalSearch(ABC):
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        with preserved_random_state():
-            from mteb.models.model_meta import ModelMeta
-
-        meta: ModelMeta = ModelMeta.create_empty({"name": f"conan_fast/{type(self).__name__}", "revision": "local"})
-        return meta
+        return model_meta(self)
 
     def index(self, corpus: Any, **_: Any) -> None:
-        """Take in the corpus, unless it is the one of the call before."""
+        """Index the corpus, unless the previous call had the same one."""
         if corpus is not self._corpus:
-            columns = corpus[:]  # plain lists; a column of `datasets` is read value by value
+            columns = corpus[:]  # as lists; a lazy column of `datasets` is slow to iterate
             self._corpus, self._ids = corpus, columns["id"]
             self.set_corpus(columns["text"])
 
     def search(self, queries: Any, *, top_k: int, **_: Any) -> dict[str, dict[str, float]]:
-        """{query id: {document id: score}} of the `top_k` best documents of each query."""
+        """{query id: {document id: score}} of each query's `top_k` best documents."""
         columns = queries[:]
         indices, scores = self.rank(columns["text"], min(top_k, len(self._ids)))
         return {
@@ -59,13 +54,13 @@ class LocalSearch(ABC):
 
     @abstractmethod
     def rank(self, queries: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The documents' positions [n, top_k] and scores [n, top_k], best first."""
+        """Document indices [n, top_k] and scores [n, top_k], best first."""
 
 
 class EncoderSearch(LocalSearch):
     """Exact search by cosine similarity."""
 
-    def __init__(self, encoder: MtebEncoder) -> None:
+    def __init__(self, encoder: MtebAdapter) -> None:
         super().__init__()
         self.encoder = encoder
         self._documents = np.empty((0, 0), np.float32)

@@ -1,4 +1,4 @@
-"""Language codes: ours (ISO 639-1, as in the rows) to mteb's (ISO 639-3 and ISO 15924 script)."""
+"""Language codes of the rows (ISO 639-1) to mteb's tags (ISO 639-3 and ISO 15924 script)."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ _TAG_PATTERN = re.compile(r"[a-z]{3}-[A-Z][a-z]{3}")
 
 
 def language_tag(language: str) -> str:
-    """mteb's tag of a language, e.g. ``"de"`` -> ``"deu-Latn"``; a tag of that form is returned as it is.
+    """mteb's tag of a language, e.g. "de" -> "deu-Latn". A tag of the form xxx-Xxxx is returned unchanged.
 
     Raises:
-        ValueError: a code that is neither in the table nor of the form ``xxx-Xxxx``.
+        ValueError: neither a language of table 7 nor such a tag.
     """
     if language in _TAGS:
         return _TAGS[language]
     if _TAG_PATTERN.fullmatch(language):
         return language
     raise ValueError(
-        f"language: got {language!r}; taken are {', '.join(sorted(_TAGS))}, "
+        f"language: got {language!r}; expected one of {', '.join(sorted(_TAGS))}, "
         "or an ISO 639-3 code with its script such as 'ces-Latn'"
     )
 

@@ -1,8 +1,8 @@
-"""The built-in corpus: five parts made from Django's documentation and its translated messages.
+"""The five parts of the corpus: text, instructions, retrieval, crosslingual, sts.
 
-The split comes first: a page, or a group of near-duplicate messages, is train or test by a hash of its name. Training
-rows are then made from the training side alone, and test rows that training has seen after all (release notes repeat
-each other) are left out.
+Pages and groups of near-duplicate messages are first split into train and test by a hash of their name. Training rows
+come from the training split alone. Test rows whose text also occurs in training (release notes repeat each other) are
+dropped.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass, fields
 
 from tqdm import tqdm
 
+from train.data.django_corpus.messages import Message, group_messages, language_name, read_messages
+from train.data.django_corpus.rst import Section, parse_sections
+from train.data.django_corpus.split import SeenTexts, fold, fraction, is_test_group, is_test_page
+from train.data.django_corpus.sts import graded_pairs, passages
 from train.data.languages import TABLE_7_SHARES
-from train.data.messages import Message, fold, group_messages, language_name, read_messages
 from train.data.rows import Instruction, Pair, Scored, Text
-from train.data.rst import Section, parse_sections
-from train.data.split import SeenTexts, fraction, is_test_group, is_test_page
-from train.data.sts import graded_pairs, passages
 
 MIN_SECTION_WORDS = 15
 STS_PAIRS = {"train": 4000, "test": 1000}
-# Messages in one text of the pretraining part.
+# Messages in one pretraining text.
 _MESSAGES_PER_TEXT = 8
 
 AnyRow = Text | Pair | Scored | Instruction
@@ -38,17 +38,17 @@ _TRANSLATE = ("Translate into {}.", "Translate this message into {}.", "How do y
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
-    """The parsed sources by split. `messages` hold only messages of their split's groups."""
+class SplitCorpus:
+    """Parsed pages and messages by split ("train", "test")."""
 
     pages: dict[str, Pages]
     messages: dict[str, list[Message]]
 
 
-def split_sources(files: Iterable[tuple[str, bytes]]) -> Sources:
-    """Parses documentation pages and message catalogs, and divides both between train and test.
+def split_corpus(files: Iterable[tuple[str, bytes]]) -> SplitCorpus:
+    """Parse documentation pages and message catalogs, and split both into train and test.
 
-    A test group with a message that training documentation quotes goes to train as a whole.
+    `files`: (path, content). A test group goes to train if the training pages quote one of its messages.
     """
     catalogs: list[tuple[str, bytes]] = []
     pages: dict[str, Pages] = {"train": [], "test": []}
@@ -68,12 +68,12 @@ def split_sources(files: Iterable[tuple[str, bytes]]) -> Sources:
     for message in found:
         group = group_of[message.english]
         messages["test" if is_test_group(group) and group not in quoted else "train"].append(message)
-    return Sources(pages, messages)
+    return SplitCorpus(pages, messages)
 
 
-def build_parts(sources: Sources) -> dict[tuple[str, str], list[AnyRow]]:
-    """The rows of every (part, split); plain text and instructions have no test split: nothing is measured on them."""
-    pages, messages = sources.pages["train"], sources.messages["train"]
+def build_parts(corpus: SplitCorpus) -> dict[tuple[str, str], list[AnyRow]]:
+    """The rows of every (part, split). Text and instructions have no test split: nothing is evaluated on them."""
+    pages, messages = corpus.pages["train"], corpus.messages["train"]
     parts: dict[tuple[str, str], list[AnyRow]] = {
         ("text", "train"): [*_documentation_texts(pages), *_message_texts(messages)],
         ("instructions", "train"): [*_section_instructions(pages), *_translation_instructions(messages)],
@@ -84,14 +84,14 @@ def build_parts(sources: Sources) -> dict[tuple[str, str], list[AnyRow]]:
     training = [row for rows in parts.values() for row in rows]
     bar = tqdm(training, desc="indexing the training texts", unit=" rows", unit_scale=True, delay=1)
     seen = SeenTexts(text for row in bar for text in row_texts(row))
-    parts["retrieval", "test"] = list(_retrieval_test(sources.pages["test"], seen))
+    parts["retrieval", "test"] = list(_retrieval_test(corpus.pages["test"], seen))
     parts["crosslingual", "test"] = [
         pair
-        for pair in _crosslingual_pairs(sources.messages["test"])
+        for pair in _crosslingual_pairs(corpus.messages["test"])
         if pair.language in TABLE_7_SHARES and not seen.has(pair.positive) and not seen.has(pair.query, pair.language)
     ]
-    candidates = passages(sources.pages["test"])
-    unseen = [one for one in candidates if not seen.has(one.text) and not seen.mostly_seen(one.text)]
+    candidates = passages(corpus.pages["test"])
+    unseen = [c for c in candidates if not seen.has(c.text) and not seen.mostly_seen(c.text)]
     parts["sts", "test"] = list(graded_pairs(unseen, STS_PAIRS["test"], seed=1))
     return parts
 
@@ -107,11 +107,12 @@ def row_texts(row: AnyRow) -> Iterator[str]:
 
 
 def _choose(options: tuple[str, ...], key: str) -> str:
+    """One of the options, determined by the key."""
     return options[int(fraction("wording " + key) * len(options))]
 
 
 def _long_sections(pages: Pages) -> Iterator[Section]:
-    """Sections with enough text to be looked for, each text once per heading."""
+    """Sections with enough text for retrieval, without duplicates."""
     seen = set()
     for _, sections in pages:
         for section in sections:
@@ -128,19 +129,21 @@ def _documentation_texts(pages: Pages) -> Iterator[Text]:
 
 
 def _message_texts(messages: list[Message]) -> Iterator[Text]:
-    """Messages beside their translations, several of one language to a text, either language first.
+    """Messages next to their translations, several of one language per text, alternating which language comes first.
 
-    Side by side, next-token prediction alone already ties the languages together.
+    Parallel text lets next-token prediction align the languages.
     """
     by_locale: dict[str, list[Message]] = defaultdict(list)
     for message in messages:
         by_locale[message.locale].append(message)
-    for locale, own in by_locale.items():
-        # Neighbours in a catalog are alike; the order of hashes mixes them.
-        own.sort(key=lambda message: (fraction(message.english), message.translation))
-        for start in range(0, len(own), _MESSAGES_PER_TEXT):
+    for locale, translated in by_locale.items():
+        # Neighbors in a catalog are similar; sorting by hash mixes them.
+        translated.sort(key=lambda message: (fraction(message.english), message.translation))
+        for start in range(0, len(translated), _MESSAGES_PER_TEXT):
             lines = [("English", language_name(locale))]
-            lines += [(message.english, message.translation) for message in own[start : start + _MESSAGES_PER_TEXT]]
+            lines += [
+                (message.english, message.translation) for message in translated[start : start + _MESSAGES_PER_TEXT]
+            ]
             if start // _MESSAGES_PER_TEXT % 2:
                 lines = [(translation, english) for english, translation in lines]
             yield Text("\n".join(f"{first} – {second}" for first, second in lines))
@@ -161,15 +164,15 @@ def _translation_instructions(messages: list[Message]) -> Iterator[Instruction]:
 
 
 def _crosslingual_pairs(messages: list[Message]) -> Iterator[Pair]:
-    """(message in language X, English message), each once per language."""
+    """(translated message, English message), without duplicates per language."""
     pairs = (Pair(message.translation, message.english, language=message.language) for message in messages)
     yield from dict.fromkeys(pairs)
 
 
 def _retrieval_test(pages: Pages, seen: SeenTexts) -> Iterator[Pair]:
-    """Unseen sections under headings that are unseen too and stand over one section only.
+    """Sections that do not occur in training, nor does their heading, and whose heading is unique.
 
-    A heading over several sections ("Bugfixes") would have several right answers.
+    A heading of several sections ("Bugfixes") would have several right answers.
     """
     sections = list(_long_sections(pages))
     uses = Counter(fold(section.heading) for section in sections)

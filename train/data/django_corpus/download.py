@@ -1,4 +1,4 @@
-"""The pinned source of the built-in corpus: fetched once, checked always, read without unpacking."""
+"""The pinned source archive of the corpus: downloaded once, verified on every use, read without unpacking."""
 
 from __future__ import annotations
 
@@ -24,60 +24,49 @@ REQUIREMENT = "Django==5.2"
 
 
 def cache_dir() -> Path:
-    """Where downloads and built corpora are kept: $CONAN_FAST_CACHE, else ~/.cache/conan_fast. Created if missing."""
-    named = os.environ.get("CONAN_FAST_CACHE")
-    folder = Path(named).expanduser() if named else Path.home() / ".cache" / "conan_fast"
+    """The folder for downloads and built corpora: $CONAN_FAST_CACHE or ~/.cache/conan_fast. Created if missing."""
+    from_environment = os.environ.get("CONAN_FAST_CACHE")
+    folder = Path(from_environment).expanduser() if from_environment else Path.home() / ".cache" / "conan_fast"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def fetch_archive() -> Path:
-    """The source distribution of Django 5.2 in the cache, downloaded with pip if it is not there yet.
+    """The source distribution of Django 5.2 in the cache, downloaded if missing.
 
-    pip does the download so that the user's index mirrors, proxies and certificates hold. Raises DataError if the file,
-    cached or new, is not the pinned one, or if it cannot be fetched.
+    pip downloads it, so that the user's index mirrors, proxies and certificates apply. Raises DataError if the download
+    fails, or if the cached or downloaded file is not the pinned one.
     """
     folder = cache_dir() / "django"
     folder.mkdir(exist_ok=True)
     archive = folder / ARCHIVE_NAME
-    # Several processes of one training run may start at the same moment.
+    # The processes of one training run may start at the same time.
     with FileLock(folder / ".download.lock"):
         if not archive.exists():
-            remove_leftovers(folder, "download-*")
+            for leftover in folder.glob("download-*"):  # of killed processes
+                shutil.rmtree(leftover, ignore_errors=True)
             _download(archive)
     check_archive(archive)
     return archive
 
 
 def check_archive(archive: Path) -> None:
-    """Raises DataError unless the file's SHA-256 is the pinned one."""
-    found = sha256(archive)
-    if found != ARCHIVE_SHA256:
+    """Raises DataError unless the file has the pinned SHA-256."""
+    digest = hashlib.sha256()
+    with archive.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != ARCHIVE_SHA256:
         raise DataError(
-            f"{archive}: wrong SHA-256: expected {ARCHIVE_SHA256}, found {found}. Delete the file to have it "
-            f"downloaded again; if it is wrong again, the index that pip uses does not serve the original file"
+            f"{archive}: wrong SHA-256: expected {ARCHIVE_SHA256}, found {digest.hexdigest()}. Delete the file to "
+            "download it again; if it is wrong again, pip's index does not serve the original file"
         )
 
 
-def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Removes scratch folders that killed processes left behind. Only for the holder of the folder's lock."""
-    for leftover in folder.glob(pattern):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def read_sources(archive: Path) -> Iterator[tuple[str, bytes]]:
+def read_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
     """(path inside the archive, content) of every documentation page (docs/**/*.txt) and translation catalog (.po).
 
-    Members are read straight from the compressed archive; nothing is unpacked to disk.
+    Members are read directly from the compressed archive; nothing is unpacked to disk.
     """
     size = archive.stat().st_size
     bar = tqdm(total=size, desc="reading Django's docs and messages", unit="B", unit_scale=True, delay=1)
@@ -94,7 +83,7 @@ def read_sources(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _download(archive: Path) -> None:
-    """Downloads next to `archive`, checks, then moves into place: an interrupted download leaves nothing behind."""
+    """Download next to `archive`, verify, then rename: an interrupted download leaves nothing behind."""
     manual = (
         f"place the source distribution of {REQUIREMENT}, {ARCHIVE_NAME} with SHA-256 {ARCHIVE_SHA256}, "
         f"at {archive} yourself"
@@ -104,12 +93,12 @@ def _download(archive: Path) -> None:
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix="download-") as scratch:
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(f"{REQUIREMENT} --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
-        # pip asks a source distribution for its metadata, which runs its build backend. pip's own build isolation
-        # supplies that backend, so the user's environment needs no setuptools.
+        # For a source distribution's metadata pip runs its build backend. pip's build isolation installs that backend,
+        # so the user's environment needs no setuptools.
         command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
         command += ["--no-binary=django", "--require-hashes", "-r", str(requirements), "-d", scratch]
         print(f"Downloading {ARCHIVE_NAME} (11 MB, once) to {archive.parent}", file=sys.stderr)
-        # Standard output is for results: what pip says goes to standard error.
+        # pip's messages go to standard error; standard output is for results.
         done = subprocess.run(command, stdout=2, check=False)
         downloaded = Path(scratch, ARCHIVE_NAME)
         if done.returncode != 0 or not downloaded.exists():

@@ -1,4 +1,4 @@
-"""The translated messages of the corpus, read from gettext catalogs (.po)."""
+"""Django's translated messages, parsed from gettext catalogs (.po)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from functools import lru_cache
 from babel import Locale, UnknownLocaleError
 from babel.messages.pofile import read_po
 
+from train.data.django_corpus.split import fold
 from train.data.languages import TABLE_7_SHARES
 
-# Locales that make up a language of table 7, where that is not the one of the same name.
+# Locale -> language of table 7, where the names differ.
 _TABLE_7_LOCALES = {"zh_Hans": "zh", "zh_Hant": "zh", "pt_BR": "pt", "nb": "no", "nn": "no"}
-# A language outside table 7 with fewer messages than this is left out.
+# Languages outside table 7 with fewer messages are dropped.
 MIN_MESSAGES = 500
 
 _PLACEHOLDER = re.compile(r"%\([^)]*\)[a-z]?|%[a-z]|\{[^}]*\}|<[^>]*>|&\w+;")
@@ -25,7 +26,7 @@ _PLACEHOLDER = re.compile(r"%\([^)]*\)[a-z]?|%[a-z]|\{[^}]*\}|<[^>]*>|&\w+;")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message in two languages. `locale` tells variants of `language` apart (zh_Hans, zh_Hant)."""
+    """A message and its translation. `locale` distinguishes variants of `language` (zh_Hans, zh_Hant)."""
 
     english: str
     translation: str
@@ -34,13 +35,13 @@ class Message:
 
 
 def language_of(locale: str) -> str:
-    """Table 7's code of a locale, or the locale's own name where it is none of table 7's."""
+    """Table 7's code for a locale; the locale itself if table 7 does not have it."""
     return _TABLE_7_LOCALES.get(locale, locale)
 
 
 @lru_cache
 def language_name(locale: str) -> str:
-    """The English name of a locale, such as 'German'; the locale itself where it has no name."""
+    """The English name of a locale, such as 'German'; the locale itself if it has no name."""
     try:
         return Locale.parse(locale).english_name or locale
     except (UnknownLocaleError, ValueError):
@@ -48,10 +49,10 @@ def language_name(locale: str) -> str:
 
 
 def read_messages(catalogs: Iterable[tuple[str, bytes]]) -> tuple[list[Message], list[tuple[str, str]]]:
-    """All translated messages of the catalogs, and the (singular, plural) pairs of English messages.
+    """The translated messages of all catalogs, and the (singular, plural) pairs of English messages.
 
-    Left out: headers, fuzzy, obsolete and empty entries, English variants, translations equal to the English message,
-    and small languages outside table 7. Each (English, translation, locale) comes once, in the order of the catalogs.
+    Skipped: headers, fuzzy, obsolete and empty entries, English variants, translations equal to the English message,
+    and small languages outside table 7. Each (English, translation, locale) is returned once, in catalog order.
     """
     found: dict[Message, None] = {}
     plurals: dict[tuple[str, str], None] = {}
@@ -71,8 +72,8 @@ def read_messages(catalogs: Iterable[tuple[str, bytes]]) -> tuple[list[Message],
 
 
 def _entries(content: bytes) -> Iterator[list[tuple[str, str]]]:
-    """Per entry of a catalog: its (English, translation) forms, white space collapsed; two for a plural message."""
-    # Babel prints a warning for an entry with more plural forms than the catalog declares, and leaves the rest out.
+    """The (English, translation) forms of each catalog entry, white space collapsed; two for a plural message."""
+    # Babel prints a warning for an entry with more plural forms than the catalog declares, and drops the rest.
     with contextlib.redirect_stdout(io.StringIO()):
         catalog = read_po(io.BytesIO(content), ignore_obsolete=True)
     for message in catalog:
@@ -84,14 +85,15 @@ def _entries(content: bytes) -> Iterator[list[tuple[str, str]]]:
             continue
         singular, plural = (_one_line(part) for part in message.id)
         strings = [_one_line(part) for part in message.string]
-        # Which form is the singular is each language's own rule unless there are exactly two.
+        # The singular is known only with exactly two forms; otherwise it depends on the language's plural rule.
         yield [(singular, strings[0] if len(strings) == 2 else ""), (plural, strings[-1])]
 
 
 def group_messages(english: Iterable[str], plurals: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The group of every English message: messages that differ only in number, digits, placeholders or punctuation.
+    """Group near-duplicates: English messages that differ only in number, digits, placeholders or punctuation.
 
-    A group is named after the smallest key in it, so that it does not depend on the order of the messages.
+    Returns:
+        message -> group. A group is named after its smallest key, so the order of the messages does not matter.
     """
     parent: dict[str, str] = {}
 
@@ -112,14 +114,9 @@ def group_messages(english: Iterable[str], plurals: Iterable[tuple[str, str]]) -
 
 
 def _message_key(message: str) -> str:
-    """A message without what near-duplicates differ in: case, placeholders, digits, punctuation, the plural s."""
+    """A message without what near-duplicates differ in: case, placeholders, digits, punctuation, plural s."""
     words = re.findall(r"[^\W\d_]+", _PLACEHOLDER.sub(" ", message).casefold())
     return " ".join(word.rstrip("s") or word for word in words) or message
-
-
-def fold(text: str) -> str:
-    """The form in which texts are compared: case folded, white space collapsed."""
-    return " ".join(text.casefold().split())
 
 
 def _one_line(text: str) -> str:

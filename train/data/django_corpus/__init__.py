@@ -1,0 +1,1 @@
+"""The demo's corpus: Django's documentation and its translated messages."""
