@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import datasets
 import pytest
 
+from tests.train.small_data import write_jsonl
 from train.data.load import load_rows
 from train.data.rows import DataError, Instruction, Pair, Scored, Text
 
@@ -26,11 +26,6 @@ BY_KIND = {
     Instruction: ([{"instruction": "Say", "input": "", "output": "hello"}], [Instruction("Say", "", "hello")]),
 }
 BY_KIND[Scored] = (BY_KIND[Scored][0], [Scored("x", "y", 1.0), Scored("u", "v", 0.5)])
-
-
-def write_jsonl(path, records) -> str:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return str(path)
 
 
 def save(how: str, folder, records) -> str:
@@ -58,7 +53,7 @@ def test_round_trip(kind, how, tmp_path) -> None:
 def test_split_of_a_saved_folder(tmp_path) -> None:
     source = save("saved splits", tmp_path, PAIRS)
     assert load_rows(source, Pair, split="other") == PAIR_ROWS[:1]
-    with pytest.raises(DataError, match="there is no split 'test'; it has other, train"):
+    with pytest.raises(DataError, match="unknown split 'test'; expected one of other, train"):
         load_rows(source, Pair, split="test")
 
 
@@ -76,9 +71,11 @@ def test_columns_under_other_names(tmp_path) -> None:
     source = write_jsonl(tmp_path / "q.jsonl", [{"question": "q", "answer": "p", "wrong": "n", "score": 0.25}])
     columns = {"query": "question", "positive": "answer", "negative_1": "wrong", "teacher_score": "score"}
     assert load_rows(source, Pair, columns=columns) == [Pair("q", "p", ("n",), teacher_score=0.25)]
-    with pytest.raises(ValueError, match=r"columns: 'passage' is no column of a Pair; taken: \(query, positive\) or"):
+    with pytest.raises(
+        ValueError, match=r"columns: 'passage' is not a column of Pair; expected \(query, positive\) or"
+    ):
         load_rows(source, Pair, columns={"passage": "answer"})
-    with pytest.raises(DataError, match=r"the columns \(question, answer, wrong, score\) do not make a Pair"):
+    with pytest.raises(DataError, match=r"columns \(question, answer, wrong, score\) do not make a Pair"):
         load_rows(source, Pair, columns={"query": "question"})
 
 
@@ -130,7 +127,7 @@ GOOD = {
         (
             Text,
             '{"text": "t"',
-            "invalid JSON on line 2, column 13: Expecting ',' delimiter (one object per line is taken)",
+            "invalid JSON on line 2, column 13: Expecting ',' delimiter (expected one object per line)",
         ),
         (Text, '["t"]', "expected an object with named columns, got list ['t']"),
         (Text, '{"n": ' + "1" * 5000 + "}", f"invalid JSON on line 2: {too_many_digits()}"),
@@ -172,7 +169,7 @@ GOOD = {
         (
             Instruction,
             '{"instruction": " ", "input": "", "output": "o"}',
-            "columns 'instruction' and 'input' are both empty; one of them must hold text",
+            "columns 'instruction' and 'input' are both empty; at least one must contain text",
         ),
         (Instruction, '{"instruction": "i", "input": "", "output": ""}', "column 'output' is empty"),
     ],
@@ -201,23 +198,23 @@ def test_malformed_row_in_a_table(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "taken"),
+    ("kind", "expected"),
     [
-        (Text, "taken: (text)"),
+        (Text, "expected (text)"),
         (
             Pair,
-            "taken: (query, positive) or (instruction, input, output), optional: negatives, negative, "
+            "expected (query, positive) or (instruction, input, output), optional: negatives, negative, "
             "negative_1, negative_2, ..., language, teacher_score",
         ),
-        (Scored, "taken: (a, b, score)"),
-        (Instruction, "taken: (instruction, input, output), optional: language"),
+        (Scored, "expected (a, b, score)"),
+        (Instruction, "expected (instruction, input, output), optional: language"),
     ],
 )
-def test_columns_that_fit_nothing(kind, taken, tmp_path) -> None:
+def test_columns_that_fit_nothing(kind, expected, tmp_path) -> None:
     source = write_jsonl(tmp_path / "other.jsonl", [{"title": "t", "body": "b"}])
     with pytest.raises(DataError) as raised:
         load_rows(source, kind)
-    assert str(raised.value) == f"{source}: the columns (title, body) do not make a {kind.__name__}; {taken}"
+    assert str(raised.value) == f"{source}: columns (title, body) do not make a {kind.__name__}; {expected}"
 
 
 def test_first_line_that_is_no_object(tmp_path) -> None:
@@ -234,27 +231,27 @@ def test_empty_file(name, tmp_path) -> None:
         datasets.Dataset.from_dict({"text": []}).to_parquet(str(path))
     else:
         path.write_text("\n \n" if name.startswith("blank") else "")
-    with pytest.raises(DataError, match=re.escape(f"{path}: there are no rows in it")):
+    with pytest.raises(DataError, match=re.escape(f"{path}: contains no rows")):
         load_rows(str(path), Text)
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet", "missing", "no/such.jsonl"])
 def test_missing_file(name, tmp_path) -> None:
     source = str(tmp_path / name)
-    with pytest.raises(DataError, match=re.escape(f"{source}: there is no such file or folder; taken: django:PART")):
+    with pytest.raises(DataError, match=re.escape(f"{source}: file or folder not found; expected django:PART")):
         load_rows(source, Text)
 
 
 def test_files_of_other_kinds(tmp_path) -> None:
     (tmp_path / "rows.csv").write_text("text\na\n")
-    with pytest.raises(DataError, match=r"rows\.csv: unknown kind of file '\.csv'; taken: "):
+    with pytest.raises(DataError, match=r"rows\.csv: unsupported file type '\.csv'; expected "):
         load_rows(str(tmp_path / "rows.csv"), Text)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(DataError, match=r"broken\.parquet: not a readable Parquet file: "):
         load_rows(str(tmp_path / "broken.parquet"), Text)
     with pytest.raises(DataError, match="not a folder saved by datasets' save_to_disk: "):
         load_rows(str(tmp_path), Text)
-    with pytest.raises(TypeError, match="kind: got <class 'dict'>; taken: Text, Pair, Scored, Instruction"):
+    with pytest.raises(TypeError, match="kind: got <class 'dict'>; expected one of Text, Pair, Scored, Instruction"):
         load_rows("django:text", dict)
 
 
@@ -276,8 +273,6 @@ def test_hub_name(monkeypatch) -> None:
 
 def test_hub_name_that_cannot_be_read(monkeypatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        DataError, match="nobody/no-such-name:x: neither a file nor a hub data set that can be read"
-    ) as raised:
+    with pytest.raises(DataError, match="nobody/no-such-name:x: neither a file nor a readable hub data set") as raised:
         load_rows("nobody/no-such-name:x", Text)
     assert "(split 'train')" in str(raised.value)

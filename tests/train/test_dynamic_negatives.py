@@ -72,5 +72,5 @@ def test_state_round_trip() -> None:
 
 
 def test_short_pool_is_an_error() -> None:
-    with pytest.raises(ValueError, match="pair 0 has 4 negatives, at least 5 needed"):
+    with pytest.raises(ValueError, match="pair 0 has 4 negatives, expected at least 5"):
         DynamicNegatives(POOLS, 5, None)

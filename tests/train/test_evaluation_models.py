@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from train.data.rows import Pair, Scored
-from train.evaluation import EvaluationError, evaluate, evaluate_bm25, evaluate_mteb_tasks, local_tasks
 from train.evaluation.bm25 import BM25Search, tokenize
+from train.evaluation.evaluate import evaluate, evaluate_bm25
+from train.evaluation.local_tasks import local_tasks
 from train.evaluation.mteb_adapter import MtebAdapter
+from train.evaluation.mteb_tasks import EvaluationError, evaluate_mteb_tasks
 
 ROWS = [Pair(f"query {i}", f"document {i}") for i in range(12)]
 
@@ -131,7 +133,7 @@ def test_bm25_terms(text, terms):
 
 
 def test_unknown_name_is_an_error_before_any_download():
-    with pytest.raises(ValueError, match=r"no task or benchmark 'STSBenchmrk'; near it are .*STSBenchmark"):
+    with pytest.raises(ValueError, match=r"no task or benchmark 'STSBenchmrk'; did you mean .*STSBenchmark"):
         evaluate_mteb_tasks(HashEncoder(), ["STSBenchmrk"], progress=False)
     with pytest.raises(TypeError, match="got the string"):
         evaluate_mteb_tasks(HashEncoder(), "STSBenchmark", progress=False)
@@ -144,7 +146,7 @@ def test_failed_download_names_the_task_and_the_reason(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(AbsTask, "load_data", fail)
-    with pytest.raises(EvaluationError, match=r"STSBenchmark: its data .* did not load: ConnectionError: no route to"):
+    with pytest.raises(EvaluationError, match=r"STSBenchmark: data .* did not load: ConnectionError: no route to"):
         evaluate_mteb_tasks(HashEncoder(), ["STSBenchmark"], progress=False)
 
 

@@ -10,7 +10,8 @@ import os
 import pytest
 from rich.console import Console
 
-from train.evaluation import Scores, TaskScores, load_report, print_report, save_report
+from train.evaluation.report import load_report, print_report, save_report
+from train.evaluation.scores import Scores, TaskScores
 
 
 def scores(ndcg: float, spearman: float | None) -> Scores:

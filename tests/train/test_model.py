@@ -188,7 +188,7 @@ TEXTS = ["red house", "There is a blue river that green garden looks at", "pink"
 def test_finished_model_loads_elsewhere_and_gives_the_same_embeddings(small_run: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    folder = small_run / "weak" / "model"
+    folder = small_run / "run" / "weak" / "model"
     encoder = ModelEncoder(load_model(folder), load_tokenizer(folder), alpha=1.0, max_length=64, batch_tokens=64)
     ours = encoder.encode(TEXTS)
     ours /= np.linalg.norm(ours, axis=1, keepdims=True)
@@ -199,7 +199,7 @@ def test_finished_model_loads_elsewhere_and_gives_the_same_embeddings(small_run:
 @pytest.mark.parametrize("attention", ["sdpa", NAME])
 @pytest.mark.parametrize(("stage", "alpha"), [("sft", 0.0), ("weak", 1.0)])
 def test_config_says_which_mask_the_model_ends_with(small_run: Path, attention: str, stage: str, alpha: float) -> None:
-    folder = small_run / stage / "model"
+    folder = small_run / "run" / stage / "model"
     loaded = AutoModel.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
     ids = torch.tensor([[7, 8, 9, 10]])
     expected = hidden_states(load_model(folder), pack(ids.tolist()), alpha)

@@ -53,7 +53,7 @@ def test_candidates_nearer_than_the_answer_are_left_out() -> None:
 
 def test_too_few_texts_for_a_pool_is_an_error() -> None:
     table = PairTable.of(ROWS[1:4])
-    with pytest.raises(ValueError, match="only 2 possible negatives among 3 texts"):
+    with pytest.raises(ValueError, match="only 2 possible negatives, 3 needed"):
         mine(table, one_hot, MineRecipe(), at_least=3, seed=0)
 
 

@@ -260,7 +260,12 @@ def test_grades_follow_the_tree() -> None:
     for pair in pairs:
         a, b = where[pair.a], where[pair.b]
         assert a.text != b.text
-        same = [a.top_folder == b.top_folder, a.folder == b.folder, a.page == b.page, (a.page, a.section) == (b.page, b.section)]
+        same = [
+            a.top_folder == b.top_folder,
+            a.folder == b.folder,
+            a.page == b.page,
+            (a.page, a.section) == (b.page, b.section),
+        ]
         assert (
             same
             == {
