@@ -48,21 +48,21 @@ class Source(Strict):
 class TokenizerRecipe(Strict):
     """Byte-level BPE, trained on the pretraining text."""
 
-    vocab_size: int = Field(150_000, ge=258)
+    vocab_size: int = Field(150_000, ge=258, description="number of tokens")
     max_texts: int = Field(400_000, ge=1, description="texts sampled for training (paper: about 400k documents)")
 
 
 class ModelRecipe(Strict):
     """A Llama; the defaults are Conan-Embedding-v2's (section 3.1)."""
 
-    hidden_size: int = Field(3584, ge=8)
-    intermediate_size: int = Field(8192, ge=8)
-    num_hidden_layers: int = Field(8, ge=1)
-    num_attention_heads: int = Field(32, ge=1)
-    num_key_value_heads: int = Field(8, ge=1)
-    max_position_embeddings: int = Field(32_768, ge=2)
-    rope_theta: float = Field(10_000.0, gt=0)
-    initializer_range: float = Field(0.02, gt=0)
+    hidden_size: int = Field(3584, ge=8, description="embedding dims")
+    intermediate_size: int = Field(8192, ge=8, description="hidden dims of the MLPs")
+    num_hidden_layers: int = Field(8, ge=1, description="Transformer blocks")
+    num_attention_heads: int = Field(32, ge=1, description="query heads")
+    num_key_value_heads: int = Field(8, ge=1, description="key/value heads (grouped-query attention)")
+    max_position_embeddings: int = Field(32_768, ge=2, description="longest sequence, in tokens")
+    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary position embeddings")
+    initializer_range: float = Field(0.02, gt=0, description="initial standard deviation of the weights")
     embedding_std: float = Field(0.02, gt=0, description="initial standard deviation of the token embeddings")
     depth_scaled_init: bool = Field(
         False, description="divide the initial output projections by sqrt(2 * num_hidden_layers), like GPT-2"
@@ -91,9 +91,9 @@ class StageRecipe(Strict):
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with rising learning rate")
     decay: Literal["constant", "linear", "cosine"] = Field("cosine", description="from the peak to min_rate")
     min_rate: float = Field(0.1, ge=0, le=1, description="final learning rate, as a share of the peak")
-    weight_decay: float = Field(0.001, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.001, ge=0, description="of AdamW; not applied to norms")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     micro_batch_tokens: int = Field(65_536, ge=1, description="tokens per forward pass; larger batches are split")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between log entries")
@@ -120,8 +120,8 @@ class PretrainRecipe(LanguageModelRecipe):
 class SftRecipe(LanguageModelRecipe):
     """Stage 2: next-token prediction on the output of (instruction, input, output), causal."""
 
-    learning_rate: float = Field(2e-5, gt=0)
-    warmup: float = Field(0.02, ge=0, le=1)
+    learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of AdamW")
+    warmup: float = Field(0.02, ge=0, le=1, description="share of the steps with rising learning rate")
 
 
 class ContrastiveRecipe(StageRecipe):
@@ -178,7 +178,7 @@ class Recipe(Strict):
 
     name: str = Field(description="name of the run")
     output: str = Field("", description="folder of the run; empty: runs/NAME")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="random seed")
     device: str = Field("auto", description='"auto" (a GPU if available), "cpu", "cuda", "cuda:1", ...')
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast if the GPU supports it")
     tokenizer: TokenizerRecipe = TokenizerRecipe()

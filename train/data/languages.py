@@ -1,7 +1,5 @@
 """The languages of cross-lingual retrieval and their sampling shares (paper, appendix A, table 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 # Percentage of the pairs whose query is in this language (table 7).

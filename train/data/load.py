@@ -1,7 +1,5 @@
 """Load training rows from the demo's corpus, a file, a folder saved by `datasets`, or the Hugging Face hub."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Parse one record of a file (column name -> value) into a row, or raise an error that names the problem."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Collection, Mapping

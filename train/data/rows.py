@@ -1,7 +1,5 @@
 """The four kinds of training rows, and the error for data that cannot be parsed into one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TypeVar
 

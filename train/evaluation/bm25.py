@@ -1,7 +1,5 @@
 """The BM25 baseline, with the same tasks and metrics as the encoders."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import cache

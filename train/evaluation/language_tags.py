@@ -1,7 +1,5 @@
 """Language codes of the rows (ISO 639-1) to mteb's tags (ISO 639-3 and ISO 15924 script)."""
 
-from __future__ import annotations
-
 import re
 
 # The languages of the paper's table 7 (appendix A).

@@ -1,7 +1,5 @@
 """Preserve the global random number generators while mteb runs."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Compare the scores of several models: tables for the terminal, JSON for scores.json."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

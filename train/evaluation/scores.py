@@ -1,7 +1,5 @@
 """Results of an evaluation, as plain numbers without mteb's types."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ class TaskScores:
         return self.metrics[self.main]
 
     @classmethod
-    def over_languages(cls, main: str, languages: Mapping[str, dict[str, float]]) -> TaskScores:
+    def over_languages(cls, main: str, languages: Mapping[str, dict[str, float]]) -> "TaskScores":
         """Means with equal weight for every language, regardless of its number of queries."""
         non_latin = [scores for language, scores in languages.items() if not is_latin_script(language)]
         return cls(main, _mean_metrics(list(languages.values())), dict(languages), _mean_metrics(non_latin))
@@ -70,7 +68,7 @@ class Scores:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Scores:
+    def from_dict(cls, data: Mapping[str, Any]) -> "Scores":
         """The inverse of `to_dict`. KeyError, TypeError, ValueError or AttributeError for other data."""
         return cls(
             {

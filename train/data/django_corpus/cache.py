@@ -1,7 +1,5 @@
 """The corpus on disk: JSONL files in the cache, built from the pinned archive on first use."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict

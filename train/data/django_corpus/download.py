@@ -1,7 +1,5 @@
 """The pinned source archive of the corpus: downloaded once, verified on every use, read without unpacking."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os

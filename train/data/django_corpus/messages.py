@@ -1,7 +1,5 @@
 """Django's translated messages, parsed from gettext catalogs (.po)."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

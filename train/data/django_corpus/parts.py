@@ -5,8 +5,6 @@ come from the training split alone. Test rows whose text also occurs in training
 dropped.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields

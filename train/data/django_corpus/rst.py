@@ -4,8 +4,6 @@ docutils would need Sphinx for the roles and directives of Django's documentatio
 the few rules below.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The train/test split, and detection of test texts that also occur in training."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Pairs of texts with a similarity grade derived from their positions in the documentation tree."""
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
