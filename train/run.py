@@ -104,7 +104,7 @@ class Run:
         return self._on_device(load_model(folder))
 
     def _on_device(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
-        torch.nn.Module.to(model, self.device)  # in place; transformers' own `to` is typed as taking a model
+        torch.nn.Module.to(model, self.device)  # in place; the override in transformers has wrong type hints
         return model
 
     def save_finished(self, stage: str, model: LlamaForCausalLM) -> Path:

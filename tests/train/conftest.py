@@ -16,7 +16,7 @@ from train.__main__ import main
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The models are too small for several threads, and bits may depend on their number."""
+    """The models are too small to use several threads, and results may depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

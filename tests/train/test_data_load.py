@@ -1,4 +1,4 @@
-"""Anybody's data: every format round-trips, and a malformed row says file, row and what is wrong."""
+"""Loading data: every format round-trips, and the error for a malformed row names file, row and problem."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_blank_lines_and_byte_order_mark(tmp_path) -> None:
 
 
 def too_many_digits() -> str:
-    """Python's own words, which differ between its versions."""
+    """Python's message, which differs between its versions."""
     with pytest.raises(ValueError) as raised:
         int("1" * 5000)
     return str(raised.value)

@@ -58,7 +58,7 @@ def plain_text(corpus) -> str:
 
 @pytest.fixture(scope="session")
 def plain_trigrams(plain_text) -> set[str]:
-    """Only a text whose first three words are here can be in the plain text; spares most of the slow searches."""
+    """Only a text whose first three words are here can be in the plain text: most slow searches are skipped."""
     words = plain_text.split()
     return set(map(" ".join, zip(words, words[1:], words[2:], strict=False)))
 
@@ -79,7 +79,7 @@ def test_no_test_text_equals_a_training_text(corpus, train_texts) -> None:
             assert not seen, f"{part}: {len(seen)} test texts are training texts, such as {seen[:3]}"
 
 
-def test_no_test_text_stands_inside_the_training_plain_text(corpus, plain_text, plain_trigrams) -> None:
+def test_no_test_text_is_inside_the_training_plain_text(corpus, plain_text, plain_trigrams) -> None:
     sections = {row.positive for row in corpus["retrieval", "test"]}
     english = {row.positive for row in corpus["crosslingual", "test"]}
     translations = {row.query for row in corpus["crosslingual", "test"]}
@@ -150,7 +150,7 @@ def test_rows_are_clean_and_different(corpus) -> None:
     markup = [
         row.positive for row in corpus["retrieval", "train"] if ":class:`" in row.positive or ".. _" in row.positive
     ]
-    # What is left stands in examples of markup, in the pages on writing documentation.
+    # The rest is in examples of markup, in the pages on writing documentation.
     assert len(markup) < 20
 
 
@@ -185,7 +185,7 @@ def test_unknown_part_and_split() -> None:
 
 
 def test_interrupted_build_leaves_nothing_and_the_next_one_equals_any_other(corpus, tmp_path, monkeypatch) -> None:
-    """The second build runs with other string hashes: nothing may depend on Python's hash()."""
+    """The second build runs with other string hashes, as nothing may depend on Python's hash()."""
     archive, reference = fetch_archive(), cache.corpus_folder()
     folder = tmp_path / "django"
     folder.mkdir()

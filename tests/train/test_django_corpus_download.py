@@ -1,4 +1,4 @@
-"""Fetching the pinned archive: the real download, and every way in which it is refused."""
+"""Fetching the pinned archive: the real download, and each way it can fail."""
 
 from __future__ import annotations
 

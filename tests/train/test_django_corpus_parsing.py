@@ -1,4 +1,4 @@
-"""Reading documentation pages and message catalogs, and dividing them between train and test."""
+"""Parsing documentation pages and message catalogs, and splitting them into train and test."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_messages_of_catalogs() -> None:
         Message("%(n)s days", "%(n)s Tage", "de", "de"),
     ]
     brazilian = [Message(m.english, m.translation, "pt", "pt_BR") for m in german]
-    # With three forms nothing says which one is the singular; a small language outside table 7 is left out.
+    # With three forms the singular is unknown; a small language outside table 7 (uk) is dropped.
     russian = [Message("Log out", "Abmelden", "ru", "ru"), Message("%(n)s days", "%(n)s Tages", "ru", "ru")]
     assert messages == german + brazilian + russian
     assert plurals == [("%(n)s day", "%(n)s days")]

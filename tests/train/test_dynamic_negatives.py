@@ -33,13 +33,13 @@ def test_rule_is_equation_6(first: float, now: float, replaced: bool) -> None:
 def test_replacement_takes_the_next_of_the_pool_from_the_next_step_on() -> None:
     negatives = DynamicNegatives(POOLS, 2, ReplacementRule())
     assert negatives.current(ROW).tolist() == [[10, 11]]
-    assert negatives.update(ROW, scores(0.9, 0.9)) == 0.0  # the first scores are noted
+    assert negatives.update(ROW, scores(0.9, 0.9)) == 0.0  # the first scores are recorded
     assert negatives.update(ROW, scores(0.6, 0.9)) == 0.5
     assert negatives.current(ROW).tolist() == [[12, 11]]
     assert negatives.current(np.array([1])).tolist() == [[20, 21]]  # other pairs are untouched
-    # 12 came into use just now: its own first score counts, not that of its predecessor.
+    # 12 is new: its first score counts, not that of its predecessor.
     assert negatives.update(ROW, scores(0.62, 0.9)) == 0.0
-    # Both are due now, and one text is left in the pool: the first slot gets it, the second keeps what it has.
+    # Both are easy now, and the pool has one text left: the first slot gets it, the second keeps its text.
     assert negatives.update(ROW, scores(0.5, 0.5)) == 0.5
     assert negatives.current(ROW).tolist() == [[13, 11]]
 

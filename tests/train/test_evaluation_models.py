@@ -1,4 +1,4 @@
-"""The encoder adapter, the BM25 baseline, mteb's own tasks by name."""
+"""The mteb adapter, the BM25 baseline, and mteb's own tasks."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_failed_download_names_the_task_and_the_reason(monkeypatch):
 
 
 def test_named_tasks_and_benchmarks_are_scored(monkeypatch):
-    """A benchmark stands for its tasks; a task with subsets gets its score for each. The data are stand-ins."""
+    """A benchmark is evaluated on all its tasks; a task with subsets gets a score for each. The data are made up."""
     import mteb
     from datasets import Dataset
     from mteb.abstasks.abstask import AbsTask

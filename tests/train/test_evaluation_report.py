@@ -1,4 +1,4 @@
-"""The table, and the JSON file."""
+"""Tables of scores, and scores.json."""
 
 from __future__ import annotations
 

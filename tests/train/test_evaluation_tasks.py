@@ -1,4 +1,4 @@
-"""Tasks from rows, scored by mteb: values known by hand, languages, errors."""
+"""Tasks from rows, scored by mteb: values computed by hand, languages, errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDING = 0.6e-5  # mteb rounds retrieval metrics to five decimals
 
 
 class TableEncoder:
-    """Looks each text's vector up, and counts what it was asked for."""
+    """Looks up each text's vector, and records the texts."""
 
     def __init__(self, vectors: Mapping[str, Sequence[float]]) -> None:
         self.vectors = vectors

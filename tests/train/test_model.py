@@ -1,4 +1,4 @@
-"""The model: packed equals alone, masks reach every layer, and other libraries load what we save."""
+"""The model: packing changes no result, masks reach every layer, and other libraries load what we save."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_alpha_0_and_1_are_what_transformers_calls_causal_and_bidirectional(mode
     torch.testing.assert_close(hidden_states(model, pack(SEQUENCES[:1]), 1.0), bidirectional)
 
 
-def test_padded_batches_of_other_programs_are_taken(model: LlamaForCausalLM) -> None:
+def test_padded_batches_of_other_programs_work(model: LlamaForCausalLM) -> None:
     width = max(map(len, SEQUENCES))
     ids = torch.zeros(len(SEQUENCES), width, dtype=torch.long)
     mask = torch.zeros_like(ids)

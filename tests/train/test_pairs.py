@@ -1,4 +1,4 @@
-"""Pairs as numbers, the pools that are mined from them, and the teacher that filters them."""
+"""Pairs as indices, pools mined from them, and the teacher that filters them."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_right_answers_of_one_query_and_queries_of_one_answer_are_one_group() ->
 
 
 def one_hot(texts: list[str]) -> np.ndarray:
-    """A text's direction is given by its digits: 'x12' lies between 1 and 2."""
+    """A text's direction follows from its digits: 'x12' is between 1 and 2."""
     vectors = np.full((len(texts), 10), 0.01, dtype=np.float32)
     for row, text in enumerate(texts):
         for digit in text[1:]:
@@ -41,11 +41,11 @@ def test_pools_hold_the_nearest_wrong_answers_and_no_right_ones() -> None:
         group = table.groups[table.queries[row]]
         assert (table.groups[pool[pool >= 0]] != group).all()
         assert len(set(pool[pool >= 0])) == (pool >= 0).sum() >= 3
-    assert table.texts[pools[3][0]] == "p4"  # q34 lies next to p3, its own, and p4
-    assert [table.texts[i] for i in pools[0][:2]] == ["n9", "p1"]  # a negative of the data's own comes first
+    assert table.texts[pools[3][0]] == "p4"  # q34 is between p3, its positive, and p4
+    assert [table.texts[i] for i in pools[0][:2]] == ["n9", "p1"]  # a negative from the data comes first
 
 
-def test_candidates_nearer_than_the_answer_are_left_out() -> None:
+def test_candidates_nearer_than_the_answer_are_dropped() -> None:
     table = PairTable.of(ROWS)
     pools = mine(table, one_hot, MineRecipe(pool_size=4, search=10, max_score_ratio=0.5), at_least=2, seed=0)
     assert "p4" not in [table.texts[i] for i in pools[3][:1]]

@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused, what the command line sets."""
+"""Loading recipes, invalid fields, and fields set on the command line."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_command_line_sets_any_field() -> None:
         ("weak.temperature", "nan", "weak.temperature"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(field: str, value: str, expected: str) -> None:
+def test_errors_name_the_field(field: str, value: str, expected: str) -> None:
     with pytest.raises(RecipeError, match=expected):
         load_recipe("tiny", {field: value})
 

@@ -53,7 +53,7 @@ def assert_same_result(stage: Path, uninterrupted: Path) -> None:
     expected, got = (load_file(folder / "model/model.safetensors") for folder in (uninterrupted, stage))
     assert expected.keys() == got.keys()
     assert all(np.array_equal(expected[name], got[name]) for name in expected)
-    # The stage did what the tests are about: negatives were replaced, before and after the interruptions.
+    # Negatives were replaced, before and after the interruptions.
     replaced = [line["replaced"] for line in read_metrics(metrics) if "replaced" in line]
     assert sum(share > 0 for share in replaced) >= 3
 

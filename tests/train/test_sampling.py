@@ -1,4 +1,4 @@
-"""Drawing rows: every row once a pass, shares kept, and the same after a resume."""
+"""Sampling rows: every row once per pass, shares, and the same rows after a resume."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_turns_stay_within_one_of_their_share(weights: list[float], steps: int) 
         assert abs(taken - steps * weight / sum(weights)) <= len(weights) - 1 + 1e-9  # shares are rounded
 
 
-def test_nothing_to_draw_is_an_error() -> None:
+def test_no_rows_is_an_error() -> None:
     with pytest.raises(ValueError, match="0 rows"):
         ShuffledSampler(range(0), (0,))
     with pytest.raises(ValueError, match=r"none of the groups \['xx'\]"):

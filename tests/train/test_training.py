@@ -1,4 +1,4 @@
-"""What people expect of a trainer: the loss falls, the recipe is followed, and errors say what to do."""
+"""Training: the loss falls, the recipe is followed, and errors say what to do."""
 
 import re
 from collections.abc import Callable

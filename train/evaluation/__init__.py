@@ -1,1 +1,1 @@
-"""Evaluation with mteb: of texts in memory and of mteb's own tasks. mteb is imported on first use."""
+"""Evaluation with mteb, on texts in memory and on mteb's own tasks. mteb is imported on first use."""

@@ -16,9 +16,7 @@ Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 SEARCH_ROWS = 4096
 
 
-def mine(
-    table: PairTable, encode: Encode, recipe: MineRecipe, *, at_least: int, seed: int, label: str = "mine"
-) -> NDArray[np.int64]:
+def mine(table: PairTable, encode: Encode, recipe: MineRecipe, *, at_least: int, seed: int) -> NDArray[np.int64]:
     """Pools of hard negatives.
 
     Candidates are the positives of all pairs, except the texts of the pair's own group (its positives, their
@@ -38,7 +36,7 @@ def mine(
     pools = np.full((len(table), max(recipe.pool_size, at_least)), -1, dtype=np.int64)
     neighbors = min(recipe.search, len(candidates))
     rng = np.random.default_rng((seed, 5))
-    for start in tqdm(range(0, len(table), SEARCH_ROWS), desc=f"{label:>11}", unit="block", dynamic_ncols=True):
+    for start in tqdm(range(0, len(table), SEARCH_ROWS), desc=f"{'mine':>11}", unit="block", dynamic_ncols=True):
         rows = np.arange(start, min(start + SEARCH_ROWS, len(table)))
         queries, positives = vectors[table.queries[rows]], vectors[table.positives[rows]]
         scores, found = index.search(queries, neighbors)
