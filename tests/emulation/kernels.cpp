@@ -1,4 +1,4 @@
-// The functions that tests/emulation/small_kernels.py calls. The kernels are in the other *.cpp here, right ones next to
+// The functions that small_kernels.py calls. The kernels are in the other .cpp files here, right ones next to
 // wrong ones.
 #include "kernels.h"
 
