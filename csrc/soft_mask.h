@@ -1,20 +1,36 @@
-// The soft mask (paper section 3.2, eq. 3-4), as kernels see it. M_ij = 1 for j <= i; above the diagonal, with 0-based
-// indices and a sequence of l tokens: min(alpha l / (j + 1), 1) for kKey, min(alpha l / (i + 1), 1) for kQuery, alpha
-// for kUniform. It depends on one index only, so it is a vector per tile and never a matrix.
+// The soft mask M (paper section 3.2, eq. 3-4). M_ij = 1 for key j <= row i. Above the diagonal (j > i), with 0-based
+// indices in a sequence of l tokens, M_ij is min(alpha l / (j + 1), 1) for kKey, min(alpha l / (i + 1), 1) for kQuery
+// and alpha for kUniform. It depends on one index at most, so kernels add a bias per column or per row and store no
+// matrix.
 #pragma once
 
+#if defined(__CUDACC__) || defined(CONAN_FAST_EMULATED)
 #include "device/numeric.h"
-#include "saturation.h"
+#endif
 
 namespace conan_fast {
 
+// In the order of SATURATIONS in conan_fast/_checks.py.
+enum class Saturation : int { kKey, kQuery, kUniform };
+
+// The name in Python; null past the last enumerator.
+constexpr const char* name_of(Saturation saturation) {
+  switch (saturation) {
+    case Saturation::kKey: return "key";
+    case Saturation::kQuery: return "query";
+    case Saturation::kUniform: return "uniform";
+  }
+  return nullptr;
+}
+
+#if defined(__CUDACC__) || defined(CONAN_FAST_EMULATED)
 struct SoftMask {
   float alpha;
   float log2_alpha_length;  // kUniform: log2 alpha
   float first_below_one;    // indices below this one have M = 1
   Saturation saturation;
 
-  // alpha is taken as 0 where it is NaN, so that no value of a tensor on the GPU can do harm.
+  // NaN in alpha_ counts as 0: the host cannot check an alpha that lies in GPU memory.
   __device__ SoftMask(float alpha_, int length, Saturation saturation_) : saturation(saturation_) {
     alpha = fminf(fmaxf(alpha_, 0.0f), 1.0f);
     float product = saturation == Saturation::kUniform ? alpha : alpha * static_cast<float>(length);
@@ -24,15 +40,24 @@ struct SoftMask {
   }
 
   __device__ bool causal() const { return alpha == 0.0f; }
+  __device__ bool depends_on_column() const { return saturation == Saturation::kKey; }
+  __device__ bool depends_on_row() const { return saturation == Saturation::kQuery; }
 
-  // log2 M above the diagonal in the row or column `index`, whichever M depends on (kUniform: any).
+  // log2 M above the diagonal: in column j if M does not depend on the row, in row i if it does not depend on the
+  // column, and in either case.
+  __device__ float column_bias(int j) const { return log2_weight(j); }
+  __device__ float row_bias(int i) const { return log2_weight(i); }
+  __device__ float bias(int i, int j) const { return log2_weight(depends_on_row() ? i : j); }
+
+  // Whether M = 1 in all columns (kQuery: rows) up to `last`.
+  __device__ bool saturated(int last) const { return static_cast<float>(last) < first_below_one; }
+
+ private:
   __device__ float log2_weight(int index) const {
     if (saturation == Saturation::kUniform) return log2_alpha_length;
     return fminf(log2_alpha_length - fast_log2(static_cast<float>(index + 1)), 0.0f);
   }
-
-  // Whether M = 1 for all indices up to `last`.
-  __device__ bool saturated(int last) const { return static_cast<float>(last) < first_below_one; }
 };
+#endif
 
 }  // namespace conan_fast

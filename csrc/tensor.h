@@ -5,13 +5,16 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "device/device.h"
+
 namespace conan_fast {
 
-// The memory layout that DLPack (https://dmlc.github.io/dlpack) fixes, as far as it is read here.
+using Capsule = pybind11::object;
+
+// DLTensor of DLPack (https://dmlc.github.io/dlpack), the first member of DLManagedTensor.
 struct DLPackTensor {
   void* data;
   int32_t device_type;
@@ -41,9 +44,10 @@ inline const char* name_of(ScalarType type) {
 class Tensor {
  public:
   // Errors name the argument `name`. ValueError for shapes, strides, devices and alignment, TypeError for dtypes.
-  Tensor(const char* name, pybind11::handle capsule) : name_(name) {
+  Tensor(const char* name, const Capsule& capsule) : name_(name) {
     if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
-      throw pybind11::type_error(name_ + " must be a DLPack capsule that nobody has consumed");
+      throw pybind11::type_error(name_ + " must be a DLPack capsule that has not been consumed, got " +
+                                 Py_TYPE(capsule.ptr())->tp_name);
     }
     const auto* tensor = static_cast<const DLPackTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
     device_type_ = tensor->device_type;
@@ -61,6 +65,7 @@ class Tensor {
 
   ScalarType type() const { return type_; }
   int rank() const { return static_cast<int>(shape_.size()); }
+  const std::vector<int64_t>& shape() const { return shape_; }
   int64_t size(int dimension) const { return shape_[dimension < 0 ? rank() + dimension : dimension]; }
   int64_t stride(int dimension) const { return strides_[dimension < 0 ? rank() + dimension : dimension]; }
   int device_id() const { return device_id_; }
@@ -95,7 +100,7 @@ class Tensor {
   }
 
   const Tensor& require_contiguous() const {
-    if (empty()) return *this;  // no element, no place: strides mean nothing
+    if (empty()) return *this;  // without elements strides mean nothing
     int64_t size = 1;
     for (int i = rank() - 1; i >= 0; --i) {
       if (shape_[i] != 1 && strides_[i] != size) fail("must be contiguous, got strides " + text(strides_));
@@ -104,7 +109,7 @@ class Tensor {
     return *this;
   }
 
-  // Rows that can be read 16 bytes at a time: the last stride 1, all others multiples of 16 bytes.
+  // Rows that can be read 16 bytes at a time: the last stride is 1, the others are multiples of 16 bytes.
   const Tensor& require_aligned_rows() const {
     if (empty()) return *this;
     const int per_chunk = type_ == ScalarType::kFp32 ? 4 : 8;
@@ -116,12 +121,13 @@ class Tensor {
     return *this;
   }
 
- private:
+  // Throws ValueError.
   [[noreturn]] void fail(const std::string& message) const { throw pybind11::value_error(name_ + " " + message); }
 
-  static std::string text(const std::vector<int64_t>& numbers) {
+ private:
+  static std::string text(const std::vector<int64_t>& values) {
     std::string result = "[";
-    for (size_t i = 0; i < numbers.size(); ++i) result += (i == 0 ? "" : ", ") + std::to_string(numbers[i]);
+    for (size_t i = 0; i < values.size(); ++i) result += (i == 0 ? "" : ", ") + std::to_string(values[i]);
     return result + "]";
   }
 
@@ -142,6 +148,29 @@ class Tensor {
   std::vector<int64_t> shape_, strides_;
   ScalarType type_;
   int device_type_, device_id_;
+};
+
+// The tensors of one call, which must all be on the device of the first.
+struct CallTensors {
+  int device;
+
+  explicit CallTensors(const Tensor& first) : device(first.device_id()) { first.require_device(kDeviceType, device); }
+
+  Tensor tensor(const char* name, const Capsule& capsule, ScalarType type) const {
+    return Tensor(name, capsule).require_device(kDeviceType, device).require_type(type);
+  }
+  // The data of a contiguous tensor.
+  template <class T = float>
+  T* data(const char* name, const Capsule& capsule, const std::vector<int64_t>& shape,
+          ScalarType type = ScalarType::kFp32) const {
+    return tensor(name, capsule, type).require_shape(shape).require_contiguous().data<T>();
+  }
+  // Null for None.
+  template <class T = float>
+  T* data_or_null(const char* name, const Capsule& capsule, const std::vector<int64_t>& shape,
+                  ScalarType type = ScalarType::kFp32) const {
+    return capsule.is_none() ? nullptr : data<T>(name, capsule, shape, type);
+  }
 };
 
 }  // namespace conan_fast

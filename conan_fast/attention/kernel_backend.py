@@ -15,7 +15,6 @@ from .. import _checks, _native
 from .settings import Settings
 
 DTYPES = (torch.bfloat16, torch.float16)
-SATURATION_CODES = {name: code for code, name in enumerate(_checks.SATURATIONS)}  # the order of csrc/saturation.h
 
 
 class KernelAttention:
@@ -88,7 +87,7 @@ class KernelAttention:
             slots = self._module.schedule_slots(q.shape[0], len(cu_seqlens) - 1)
             schedule = torch.empty((slots, 4), dtype=torch.int32, device=q.device)
         alpha, alpha_tensor = _alpha(settings.alpha, settings.alpha_tensor, q.device)
-        code = SATURATION_CODES[settings.saturation]
+        code = _checks.SATURATIONS.index(settings.saturation)
         arguments = [_capsule(cu_seqlens), settings.max_seqlen, alpha, _capsule(alpha_tensor), code, settings.scale]
         return arguments, schedule
 

@@ -1,4 +1,4 @@
-// The attention kernels of one head_dim, CONAN_FAST_HEAD_DIM: this file is compiled once for each, side by side.
+// The attention kernels of one head_dim, CONAN_FAST_HEAD_DIM. This file is compiled once per head_dim, in parallel.
 #include "attention/launch.h"
 
 #include "attention/sm80_backward.cuh"
@@ -9,61 +9,57 @@
 namespace conan_fast {
 namespace {
 
+constexpr int kHeadDim = CONAN_FAST_HEAD_DIM;
+
 // One block per tile and head. Heads are the slow dimension: neighbouring blocks share keys and values in the L2 cache.
-dim3 grid_of(const AttentionParams& params, int tile_rows, int heads, Stream stream) {
-  int tiles = params.schedule != nullptr ? launch_schedule(params, tile_rows, stream)
-                                         : params.batch * ((params.tokens + tile_rows - 1) / tile_rows);
-  return dim3(tiles, heads);
-}
-
 template <class Plan>
-void start(void (*kernel)(AttentionParams), const AttentionParams& params, int tile_rows, int heads, Stream stream) {
-  launch(kernel, grid_of(params, tile_rows, heads, stream), Plan::kThreads, Plan::kSharedBytes, stream, params);
+void launch_tiles(void (*kernel)(AttentionParams), const AttentionParams& params, int tile_rows, int heads,
+                  const LaunchTarget& target) {
+  const int tiles = params.schedule != nullptr ? launch_schedule(params, tile_rows, target)
+                                               : params.batch * ((params.tokens + tile_rows - 1) / tile_rows);
+  launch(kernel, dim3(tiles, heads), Plan::kThreads, Plan::kSharedBytes, target, params);
 }
 
-template <class Format, int kHeadDim, int kKeys, int kStages>
-void start_backward(const AttentionParams& params, Stream stream) {
-  start<Sm80Backward<kHeadDim, kKeys, kStages>>(sm80_backward<Format, kHeadDim, kKeys, kStages>, params, kKeys,
-                                                params.kv_heads, stream);
+template <class Format, int kKeys, int kStages>
+void launch_backward(const AttentionParams& params, const LaunchTarget& target) {
+  using Plan = Sm80Backward<kHeadDim, kKeys, kStages>;
+  launch_tiles<Plan>(sm80_backward<Format, kHeadDim, kKeys, kStages>, params, kKeys, params.kv_heads, target);
 }
 
-template <class Format, int kHeadDim>
-void backward(const AttentionParams& params, int shared_memory_limit, Stream stream) {
-  if (Sm80Backward<kHeadDim, 128, 2>::kSharedBytes <= shared_memory_limit) {
-    start_backward<Format, kHeadDim, 128, 2>(params, stream);
+template <class Format>
+void launch_backward(const AttentionParams& params, const LaunchTarget& target) {
+  if (Sm80Backward<kHeadDim, 128, 2>::kSharedBytes <= target.device.shared_memory_per_block) {
+    launch_backward<Format, 128, 2>(params, target);
   } else {
-    start_backward<Format, kHeadDim, 64, 1>(params, stream);
+    launch_backward<Format, 64, 1>(params, target);
   }
   if (params.dq_sum == nullptr) {
-    start<Sm80BackwardDq<kHeadDim>>(sm80_backward_dq<Format, kHeadDim>, params, Sm80BackwardDq<kHeadDim>::kRows,
-                                    params.heads, stream);
+    using Plan = Sm80BackwardDq<kHeadDim>;
+    launch_tiles<Plan>(sm80_backward_dq<Format, kHeadDim>, params, Plan::kRows, params.heads, target);
   }
 }
 
 }  // namespace
 
 template <>
-void launch_attention_forward<CONAN_FAST_HEAD_DIM>(const AttentionParams& params, Element element, Stream stream) {
-  using Plan = Sm80Forward<CONAN_FAST_HEAD_DIM>;
-  auto* kernel =
-      element == Element::kBf16 ? sm80_forward<Bf16, CONAN_FAST_HEAD_DIM> : sm80_forward<Fp16, CONAN_FAST_HEAD_DIM>;
-  start<Plan>(kernel, params, Plan::kRows, params.heads, stream);
+void launch_attention_forward<kHeadDim>(const AttentionParams& params, Element element, const LaunchTarget& target) {
+  using Plan = Sm80Forward<kHeadDim>;
+  auto* kernel = element == Element::kBf16 ? sm80_forward<Bf16, kHeadDim> : sm80_forward<Fp16, kHeadDim>;
+  launch_tiles<Plan>(kernel, params, Plan::kRows, params.heads, target);
 }
 
 template <>
-void launch_attention_backward<CONAN_FAST_HEAD_DIM>(const AttentionParams& params, Element element,
-                                                    int shared_memory_limit, Stream stream) {
-  launch_row_delta(params, element, CONAN_FAST_HEAD_DIM, stream);
+void launch_attention_backward<kHeadDim>(const AttentionParams& params, Element element, const LaunchTarget& target) {
+  launch_row_delta(params, element, kHeadDim, target);
   if (element == Element::kBf16) {
-    backward<Bf16, CONAN_FAST_HEAD_DIM>(params, shared_memory_limit, stream);
+    launch_backward<Bf16>(params, target);
   } else {
-    backward<Fp16, CONAN_FAST_HEAD_DIM>(params, shared_memory_limit, stream);
+    launch_backward<Fp16>(params, target);
   }
 }
 
 template <>
-std::vector<LaunchShape> attention_launch_shapes<CONAN_FAST_HEAD_DIM>() {
-  constexpr int kHeadDim = CONAN_FAST_HEAD_DIM;
+std::vector<LaunchShape> attention_launch_shapes<kHeadDim>() {
   auto shape = [](const std::string& name, const std::string& more, auto plan) -> LaunchShape {
     return {name + "<" + std::to_string(kHeadDim) + more + ">", plan.kThreads, plan.kSharedBytes};
   };

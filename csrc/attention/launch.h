@@ -1,4 +1,4 @@
-// Host functions that start the attention kernels. Arguments have been checked by the caller.
+// Host functions that launch the attention kernels. The caller has checked the arguments.
 #pragma once
 
 #include <vector>
@@ -9,21 +9,20 @@
 
 namespace conan_fast {
 
-// Compiled once per head_dim, see launch.cu. Elements are kBf16 or kFp16.
+// Templates are compiled once per head_dim, see launch.cu. Elements are kBf16 or kFp16.
 template <int kHeadDim>
-void launch_attention_forward(const AttentionParams& params, Element element, Stream stream);
+void launch_attention_forward(const AttentionParams& params, Element element, const LaunchTarget& target);
 
-// Writes dk and dv, and dq_sum if it is given, dq if not.
+// Writes dk and dv, and adds to dq_sum if it is not null, else writes dq.
 template <int kHeadDim>
-void launch_attention_backward(const AttentionParams& params, Element element, int shared_memory_limit, Stream stream);
+void launch_attention_backward(const AttentionParams& params, Element element, const LaunchTarget& target);
 
 template <int kHeadDim>
 std::vector<LaunchShape> attention_launch_shapes();
 std::vector<LaunchShape> common_launch_shapes();  // of the kernels that do not depend on the head_dim
 
-// For packed batches, before the kernels that read the schedule; returns how many tile slots they are to be started
-// for.
-int launch_schedule(const AttentionParams& params, int tile_rows, Stream stream);
-void launch_row_delta(const AttentionParams& params, Element element, int head_dim, Stream stream);
+// For packed batches, before a kernel that reads the schedule. Returns the number of tile slots, that kernel's grid.
+int launch_schedule(const AttentionParams& params, int tile_rows, const LaunchTarget& target);
+void launch_row_delta(const AttentionParams& params, Element element, int head_dim, const LaunchTarget& target);
 
 }  // namespace conan_fast

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "device/platform.h"
-#include "saturation.h"
+#include "soft_mask.h"
 
 namespace conan_fast {
 

@@ -22,15 +22,15 @@ struct Sm80Backward {
   static constexpr int kWarps = kKeys / 16, kThreads = kWarps * kWarpSize;
   using KTile = SharedTile<kKeys, kHeadDim>;
   using QTile = SharedTile<kRows, kHeadDim>;
-  using GradTile = SharedTile<kKeys, kRows>;  // dS^T
+  using DsTile = SharedTile<kKeys, kRows>;  // dS^T
   // dQ [64 x head_dim]: 4 warps share the rows, 1 or 2 the columns.
   static constexpr int kColumnParts = kWarps / 4, kDqTiles = kHeadDim / 8 / kColumnParts;
   static_assert(kDqTiles * kColumnParts * 8 == kHeadDim && kStages <= 2);
   // dP^T is made in two halves where dK and dV leave too few registers (whole: 16 to 56 bytes spilled).
   static constexpr int kDpParts = kHeadDim > 96 ? 2 : 1;
 
-  static constexpr int kK = 0, kV = kK + KTile::kBytes, kGrad = kV + KTile::kBytes;
-  static constexpr int kStage = kGrad + GradTile::kBytes;  // first of kStages
+  static constexpr int kK = 0, kV = kK + KTile::kBytes, kDs = kV + KTile::kBytes;
+  static constexpr int kStage = kDs + DsTile::kBytes;  // first of kStages
   static constexpr int kStageQ = 0, kStageGradOut = QTile::kBytes, kStageLogsumexp = 2 * QTile::kBytes;
   static constexpr int kStageDelta = kStageLogsumexp + kRows * 4, kStageBytes = kStageDelta + kRows * 4;
   // The tile's place: read again where it is needed, since registers are short (without: 8 bytes spilled at head_dim
@@ -38,6 +38,17 @@ struct Sm80Backward {
   static constexpr int kPlace = kStage + kStages * kStageBytes;
   static constexpr int kSharedBytes = kPlace + static_cast<int>(sizeof(TilePlace));
 };
+
+// Starts copying the block's K and V.
+template <class Plan>
+__device__ inline void load_keys_and_values(const AttentionParams& p, const TilePlace& place, int kv_head,
+                                            unsigned char* shared) {
+  const int token = place.first_token + place.begin, rows = place.length - place.begin;
+  load_rows<typename Plan::KTile, Plan::kThreads>(shared + Plan::kK, p.k.at(place.batch, token, kv_head),
+                                                  p.k.token_stride, rows);
+  load_rows<typename Plan::KTile, Plan::kThreads>(shared + Plan::kV, p.v.at(place.batch, token, kv_head),
+                                                  p.v.token_stride, rows);
+}
 
 // Starts copying 64 query rows of one head: Q, dO, logsumexp, delta.
 template <class Plan>
@@ -61,13 +72,13 @@ __device__ inline void weights_from_scores(float (&scores)[1][kN][4], const Soft
                                            int first_row, int length, const float* logsumexp, float scale_log2) {
   constexpr float kLog2E = 1.4426950408889634f;
   const int lane = lane_index(), last_row = first_row + 8 * kN - 1, last_key = first_key + 15;
-  const bool whole = last_key < length && last_row < length, by_query = mask.saturation == Saturation::kQuery;
-  const bool below = last_key <= first_row, above = first_key > last_row && !by_query;
+  const bool whole = last_key < length && last_row < length;
+  const bool below = last_key <= first_row, above = first_key > last_row && !mask.depends_on_row();
   if (whole && (below || above)) {  // one bias a row: 0 or log2 M
     float bias[2] = {0.0f, 0.0f};
     if (above) {
-      bias[0] = mask.log2_weight(first_key + lane / 4);
-      bias[1] = mask.log2_weight(first_key + lane / 4 + 8);
+      bias[0] = mask.column_bias(first_key + lane / 4);
+      bias[1] = mask.column_bias(first_key + lane / 4 + 8);
     }
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
@@ -89,7 +100,7 @@ __device__ inline void weights_from_scores(float (&scores)[1][kN][4], const Soft
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int j = first_key + 8 * half + lane / 4;
-        float bias = j > i ? mask.log2_weight(by_query ? i : j) : 0.0f;
+        float bias = j > i ? mask.bias(i, j) : 0.0f;
         float& score = scores[0][n][2 * half + c];
         score = fast_exp2(fmaf(score, scale_log2, bias - reference));
         if (i >= length || j >= length) score = 0.0f;
@@ -101,7 +112,7 @@ __device__ inline void weights_from_scores(float (&scores)[1][kN][4], const Soft
 // dQ of 64 rows from this block's keys, added to global memory. dS^T [keys, rows] and K are in shared memory.
 template <class Format, class Plan>
 __device__ inline void add_dq(const AttentionParams& p, const TilePlace& place, int head, int first_row,
-                              const unsigned char* grad, const unsigned char* k) {
+                              const unsigned char* ds, const unsigned char* k) {
   int lane = lane_index();
   int row = warp_index() % 4 * 16, column_tile = warp_index() / 4 * Plan::kDqTiles;
   float dq[1][Plan::kDqTiles][4] = {};
@@ -109,7 +120,7 @@ __device__ inline void add_dq(const AttentionParams& p, const TilePlace& place, 
   for (int step = 0; step < Plan::kKeys / 16; ++step) {
     uint32_t left[1][4];
     int key = 16 * step + lane % 8 + lane / 16 * 8;
-    ldmatrix<4, true>(left[0], grad, Plan::GradTile::offset(key, row / 8 + lane / 8 % 2));
+    ldmatrix<4, true>(left[0], ds, Plan::DsTile::offset(key, row / 8 + lane / 8 % 2));
     multiply_step<Format, typename Plan::KTile>(dq, left, k, 16 * step, column_tile);
   }
 #pragma unroll
@@ -122,6 +133,55 @@ __device__ inline void add_dq(const AttentionParams& p, const TilePlace& place, 
     for (int n = 0; n < Plan::kDqTiles; ++n)
       atomic_add_pair(target + 8 * n, dq[0][n][2 * half], dq[0][n][2 * half + 1]);
   }
+}
+
+// dS^T from P^T, in place: weights times (dP^T - delta), dP^T = V dO^T. `stage` holds dO and delta.
+template <class Format, class Plan>
+__device__ inline void score_gradients(float (&weights)[1][Plan::kRows / 8][4], const unsigned char* v,
+                                       const unsigned char* stage) {
+  const auto* delta = reinterpret_cast<const float*>(stage + Plan::kStageDelta);
+#pragma unroll
+  for (int part = 0; part < Plan::kDpParts; ++part) {
+    constexpr int kN = Plan::kRows / 8 / Plan::kDpParts;
+    float dp[1][kN][4] = {};
+    multiply_by_transposed<Format, typename Plan::KTile, typename Plan::QTile>(
+        dp, v, warp_index() * 16, stage + Plan::kStageGradOut, part * 8 * kN);
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      float2 row = *reinterpret_cast<const float2*>(delta + 8 * (part * kN + n) + lane_index() % 4 * 2);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) weights[0][part * kN + n][i] *= dp[0][n][i] - (i % 2 == 0 ? row.x : row.y);
+    }
+  }
+}
+
+// Writes a warp's 16 rows of dS^T to shared memory, rounded to 16 bits.
+template <class Format, class Plan>
+__device__ inline void store_score_gradients(const float (&ds)[1][Plan::kRows / 8][4], unsigned char* tile) {
+#pragma unroll
+  for (int n = 0; n < Plan::kRows / 8; ++n) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int key = warp_index() * 16 + 8 * half + lane_index() / 4;
+      auto* pair = reinterpret_cast<uint32_t*>(tile + Plan::DsTile::offset(key, n)) + lane_index() % 4;
+      *pair = Format::pack(ds[0][n][2 * half], ds[0][n][2 * half + 1]);
+    }
+  }
+}
+
+// Writes a warp's 16 rows of dV and dK. V's rows of a warp are read by this warp alone: they are the buffer of both.
+template <class Format, class Plan>
+__device__ inline void store_key_gradients(const AttentionParams& p, const TilePlace& place,
+                                           const float (&dk)[1][Plan::kHeadDim / 8][4],
+                                           const float (&dv)[1][Plan::kHeadDim / 8][4], unsigned char* v) {
+  const int warp_key = warp_index() * 16, token = place.first_token + place.begin + warp_key;
+  const int kv_head = static_cast<int>(blockIdx.y), rows = place.length - place.begin - warp_key;
+  const float one[1][2] = {{1.0f, 1.0f}}, scale[1][2] = {{p.scale, p.scale}};
+  store_rows<Format, typename Plan::KTile>(dv, one, v, warp_key, p.dv.at(place.batch, token, kv_head),
+                                           p.dv.token_stride, rows);
+  __syncwarp();
+  store_rows<Format, typename Plan::KTile>(dk, scale, v, warp_key, p.dk.at(place.batch, token, kv_head),
+                                           p.dk.token_stride, rows);
 }
 
 template <class Format, int kHeadDim, int kKeys, int kStages>
@@ -137,14 +197,10 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
   unsigned char* shared = dynamic_shared_memory();
   unsigned char* k = shared + Plan::kK;
   unsigned char* v = shared + Plan::kV;
-  unsigned char* grad = shared + Plan::kGrad;
+  unsigned char* ds = shared + Plan::kDs;
   auto& shared_place = *reinterpret_cast<TilePlace*>(shared + Plan::kPlace);
   if (thread_index() == 0) shared_place = place;
-  const int first_token = place.first_token + place.begin;
-  load_rows<typename Plan::KTile, Plan::kThreads>(k, p.k.at(place.batch, first_token, kv_head), p.k.token_stride,
-                                                  length - place.begin);
-  load_rows<typename Plan::KTile, Plan::kThreads>(v, p.v.at(place.batch, first_token, kv_head), p.v.token_stride,
-                                                  length - place.begin);
+  load_keys_and_values<Plan>(p, place, kv_head, shared);
   // Steps: all query tiles of the first head of the group, then of the next.
   const int begin = mask.causal() ? place.begin / Plan::kRows * Plan::kRows : 0, last_head = (kv_head + 1) * group - 1;
   int head = kv_head * group, first_row = begin, stage_offset = Plan::kStage;
@@ -172,50 +228,16 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
     weights_from_scores(weights, mask, place.begin + warp_key(), first_row, length,
                         reinterpret_cast<const float*>(stage + Plan::kStageLogsumexp), scale_log2);
     multiply_registers<Format, typename Plan::QTile>(dv, weights, stage + Plan::kStageGradOut);
-
-    const auto* delta = reinterpret_cast<const float*>(stage + Plan::kStageDelta);
-#pragma unroll
-    for (int part = 0; part < Plan::kDpParts; ++part) {
-      constexpr int kN = Plan::kRows / 8 / Plan::kDpParts;
-      float dp[1][kN][4] = {};
-      multiply_by_transposed<Format, typename Plan::KTile, typename Plan::QTile>(
-          dp, v, warp_key(), stage + Plan::kStageGradOut, part * 8 * kN);
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        float2 row = *reinterpret_cast<const float2*>(delta + 8 * (part * kN + n) + lane_index() % 4 * 2);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          weights[0][part * kN + n][i] *= dp[0][n][i] - (i % 2 == 0 ? row.x : row.y);  // dS^T
-        }
-      }
-    }
-    if (p.dq_sum != nullptr) {
-#pragma unroll
-      for (int n = 0; n < Plan::kRows / 8; ++n) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int key = warp_key() + 8 * half + lane_index() / 4;
-          auto* pair = reinterpret_cast<uint32_t*>(grad + Plan::GradTile::offset(key, n)) + lane_index() % 4;
-          *pair = Format::pack(weights[0][n][2 * half], weights[0][n][2 * half + 1]);
-        }
-      }
-    }
+    score_gradients<Format, Plan>(weights, v, stage);
+    if (p.dq_sum != nullptr) store_score_gradients<Format, Plan>(weights, ds);
     multiply_registers<Format, typename Plan::QTile>(dk, weights, stage + Plan::kStageQ);
     __syncthreads();  // dS is there for all; Q and dO have been read
     if (kStages == 1) load_next();
-    if (p.dq_sum != nullptr) add_dq<Format, Plan>(p, shared_place, head, first_row, grad, k);
+    if (p.dq_sum != nullptr) add_dq<Format, Plan>(p, shared_place, head, first_row, ds, k);
     head = next_head;
     first_row = next_row;
   }
-
-  // V's rows of a warp are read by this warp alone: they serve to store first dV, then dK.
-  const float one[1][2] = {{1.0f, 1.0f}}, scale[1][2] = {{p.scale, p.scale}};
-  const int rows = length - place.begin - warp_key();
-  store_rows<Format, typename Plan::KTile>(
-      dv, one, v, warp_key(), p.dv.at(place.batch, first_token + warp_key(), kv_head), p.dv.token_stride, rows);
-  __syncwarp();
-  store_rows<Format, typename Plan::KTile>(
-      dk, scale, v, warp_key(), p.dk.at(place.batch, first_token + warp_key(), kv_head), p.dk.token_stride, rows);
+  store_key_gradients<Format, Plan>(p, place, dk, dv, v);
 }
 
 }  // namespace conan_fast

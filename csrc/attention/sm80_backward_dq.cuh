@@ -24,23 +24,41 @@ template <int kN>
 __device__ inline void weights_of_rows(float (&scores)[1][kN][4], const SoftMask& mask, int first_row, int first_key,
                                        int length, const float (&logsumexp)[2], float scale_log2) {
   const int lane = lane_index(), last_key = first_key + 8 * kN - 1;
-  const bool whole = last_key < length, by_key = mask.saturation == Saturation::kKey;
+  const bool whole = last_key < length, by_column = mask.depends_on_column();
   const bool below = whole && last_key <= first_row, above = whole && first_key > first_row + 15;
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int j = first_key + 8 * n + lane % 4 * 2 + c;
-      const float key_bias = below || !by_key ? 0.0f : mask.log2_weight(j);
+      const float column_bias = below || !by_column ? 0.0f : mask.column_bias(j);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int i = first_row + 8 * half + lane / 4;
-        float bias = by_key ? key_bias : mask.log2_weight(i);
+        float bias = by_column ? column_bias : mask.row_bias(i);
         if (below || (!above && j <= i)) bias = 0.0f;
         float& score = scores[0][n][2 * half + c];
         score = fast_exp2(fmaf(score, scale_log2, bias - logsumexp[half]));
         if (j >= length) score = 0.0f;
       }
+    }
+  }
+}
+
+// dS from P, in place: weights times (dP - delta), dP = dO V^T.
+template <class Format, class Plan>
+__device__ inline void score_gradients_of_rows(float (&weights)[1][Plan::kKeys / 8][4], const float (&delta)[2],
+                                               const unsigned char* shared, int warp_row) {
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {
+    constexpr int kN = Plan::kKeys / 16;
+    float dp[1][kN][4] = {};
+    multiply_by_transposed<Format, typename Plan::Tile, typename Plan::Tile>(dp, shared + Plan::kGradOut, warp_row,
+                                                                             shared + Plan::kV, part * 8 * kN);
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) weights[0][part * kN + n][i] *= dp[0][n][i] - delta[i / 2];
     }
   }
 }
@@ -93,18 +111,7 @@ __global__ void __launch_bounds__(Sm80BackwardDq<kHeadDim>::kThreads)
     float weights[1][Plan::kKeys / 8][4] = {};
     multiply_by_transposed<Format, Tile, Tile>(weights, shared + Plan::kQ, warp_row, shared + Plan::kK, 0);
     weights_of_rows(weights, mask, first_row, first_key, length, logsumexp, scale_log2);
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      constexpr int kN = Plan::kKeys / 16;
-      float dp[1][kN][4] = {};
-      multiply_by_transposed<Format, Tile, Tile>(dp, shared + Plan::kGradOut, warp_row, shared + Plan::kV,
-                                                 part * 8 * kN);
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) weights[0][part * kN + n][i] *= dp[0][n][i] - delta[i / 2];  // dS
-      }
-    }
+    score_gradients_of_rows<Format, Plan>(weights, delta, shared, warp_row);
     multiply_registers<Format, Tile>(dq, weights, shared + Plan::kK);
     __syncthreads();  // K and V have been read
     if (tile + 1 < tiles) load_keys(tile + 1);

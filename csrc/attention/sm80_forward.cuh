@@ -33,15 +33,23 @@ struct Sm80Forward {
   static constexpr int kFacts = kRowBias + kRows * 4, kSharedBytes = kFacts + static_cast<int>(sizeof(Facts));
 };
 
+// Starts copying a tile of K or V.
+template <class Plan>
+__device__ inline void load_keys(const Rows& rows, const TilePlace& place, int kv_head, int tile, unsigned char* to) {
+  const int first = tile * Plan::kKeys;
+  load_rows<typename Plan::KTile, Plan::kThreads>(to, rows.at(place.batch, place.first_token + first, kv_head),
+                                                  rows.token_stride, place.length - first);
+}
+
 // Adds log M / scale above the diagonal to the scores of a warp's rows, and removes the keys past the end. log M is the
 // sum of key_bias (not 0 for Saturation::kKey) and row_bias (not 0 for the others), both in units of the scores.
 template <class Plan>
 __device__ inline void mask_scores(float (&scores)[Plan::kM][Plan::kKeys / 8][4], const SoftMask& mask, int first_row,
                                    int first_key, int length, const float* key_bias, const float* row_bias) {
   const int lane = lane_index(), last_key = first_key + Plan::kKeys - 1;
-  const bool whole = last_key < length, by_key = mask.saturation == Saturation::kKey;
-  if (whole && (last_key <= first_row || (by_key && mask.saturated(last_key)))) return;  // M = 1
-  if (whole && first_key > first_row + Plan::kWarpRows - 1 && by_key) {
+  const bool whole = last_key < length, by_column = mask.depends_on_column();
+  if (whole && (last_key <= first_row || (by_column && mask.saturated(last_key)))) return;  // M = 1
+  if (whole && first_key > first_row + Plan::kWarpRows - 1 && by_column) {
 #pragma unroll
     for (int n = 0; n < Plan::kKeys / 8; ++n) {
       const float2 bias = *reinterpret_cast<const float2*>(key_bias + 8 * n + lane % 4 * 2);
@@ -112,6 +120,32 @@ __device__ inline void softmax_step(float (&scores)[kM][kN][4], float (&largest)
   }
 }
 
+// Writes a warp's rows of O and their logsumexp. `tile`: this warp's rows of it are the buffer.
+template <class Format, class Plan>
+__device__ inline void store_output(const AttentionParams& p, const TilePlace& place,
+                                    const float (&out)[Plan::kM][Plan::kHeadDim / 8][4],
+                                    const float (&largest)[Plan::kM][2], const float (&total)[Plan::kM][2],
+                                    unsigned char* tile) {
+  const int first_row = place.begin + warp_index() * Plan::kWarpRows, head = static_cast<int>(blockIdx.y);
+  float factor[Plan::kM][2];
+#pragma unroll
+  for (int m = 0; m < Plan::kM; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = quad_sum(total[m][half]);
+      factor[m][half] = 1.0f / sum;
+      int row = first_row + 16 * m + 8 * half + lane_index() / 4;
+      if (lane_index() % 4 == 0 && row < place.length) {
+        int64_t line = static_cast<int64_t>(place.batch * p.heads + head) * p.tokens + place.first_token;
+        p.logsumexp[line + row] = largest[m][half] * p.scale + logf(sum);
+      }
+    }
+  }
+  store_rows<Format, typename Plan::QTile>(out, factor, tile, warp_index() * Plan::kWarpRows,
+                                           p.out.at(place.batch, place.first_token + first_row, head),
+                                           p.out.token_stride, place.length - first_row);
+}
+
 template <class Format, int kHeadDim>
 __global__ void __launch_bounds__(Sm80Forward<kHeadDim>::kThreads)
     sm80_forward(const __grid_constant__ AttentionParams p) {
@@ -128,19 +162,14 @@ __global__ void __launch_bounds__(Sm80Forward<kHeadDim>::kThreads)
   if (thread_index() == 0) facts = {place, kv_head, mask};
   auto* key_bias = reinterpret_cast<float*>(shared + Plan::kKeyBias);
   auto* row_bias = reinterpret_cast<float*>(shared + Plan::kRowBias);
-  auto load_keys = [&](const Rows& rows, const TilePlace& place, int kv_head, int tile, int to) {
-    const int first = tile * Plan::kKeys;
-    load_rows<typename Plan::KTile, Plan::kThreads>(
-        shared + to, rows.at(place.batch, place.first_token + first, kv_head), rows.token_stride, place.length - first);
-  };
   load_rows<typename Plan::QTile, Plan::kThreads>(
       shared + Plan::kQ, p.q.at(place.batch, place.first_token + place.begin, static_cast<int>(blockIdx.y)),
       p.q.token_stride, place.length - place.begin);
-  load_keys(p.k, place, kv_head, 0, Plan::kK);
+  load_keys<Plan>(p.k, place, kv_head, 0, shared + Plan::kK);
   cp_async_commit();
 
   if (const int row = thread_index(); row < Plan::kRows) {
-    row_bias[row] = mask.saturation == Saturation::kKey ? 0.0f : mask.log2_weight(place.begin + row) / scale_log2;
+    row_bias[row] = mask.depends_on_column() ? 0.0f : mask.row_bias(place.begin + row) / scale_log2;
   }
 
   auto warp_row = [] { return warp_index() * Plan::kWarpRows; };
@@ -154,44 +183,26 @@ __global__ void __launch_bounds__(Sm80Forward<kHeadDim>::kThreads)
     const int first_key = tile * Plan::kKeys;
     cp_async_wait<0>();
     __syncthreads();  // K (and Q and the facts) are there for all; V and the bias of the tile before have been read
-    load_keys(p.v, facts.place, facts.kv_head, tile, Plan::kV);
+    load_keys<Plan>(p.v, facts.place, facts.kv_head, tile, shared + Plan::kV);
     cp_async_commit();
     if (const int key = thread_index(); key < Plan::kKeys) {
-      const bool by_key = facts.mask.saturation == Saturation::kKey;
-      key_bias[key] = by_key ? facts.mask.log2_weight(first_key + key) / scale_log2 : 0.0f;
+      const bool by_column = facts.mask.depends_on_column();
+      key_bias[key] = by_column ? facts.mask.column_bias(first_key + key) / scale_log2 : 0.0f;
     }
     float scores[kM][Plan::kKeys / 8][4] = {};
     multiply_by_transposed<Format, typename Plan::QTile, typename Plan::KTile>(scores, shared + Plan::kQ, warp_row(),
                                                                                shared + Plan::kK, 0);
     cp_async_wait<0>();
     __syncthreads();  // V and the bias are there for all; K has been read
-    if (tile + 1 < tiles) load_keys(p.k, facts.place, facts.kv_head, tile + 1, Plan::kK);
+    if (tile + 1 < tiles) load_keys<Plan>(p.k, facts.place, facts.kv_head, tile + 1, shared + Plan::kK);
     cp_async_commit();
     mask_scores<Plan>(scores, facts.mask, facts.place.begin + warp_row(), first_key, facts.place.length, key_bias,
                       row_bias + warp_row());
     softmax_step(scores, largest, total, out, scale_log2);
     multiply_registers<Format, typename Plan::KTile>(out, scores, shared + Plan::kV);
   }
-
   const TilePlace done = facts.place;
-  const int first_row = done.begin + warp_row(), head = static_cast<int>(blockIdx.y);
-  float factor[kM][2];
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float sum = quad_sum(total[m][half]);
-      factor[m][half] = 1.0f / sum;
-      int row = first_row + 16 * m + 8 * half + lane_index() / 4;
-      if (lane_index() % 4 == 0 && row < done.length) {
-        int64_t line = static_cast<int64_t>(done.batch * p.heads + head) * p.tokens + done.first_token;
-        p.logsumexp[line + row] = largest[m][half] * p.scale + logf(sum);
-      }
-    }
-  }
-  store_rows<Format, typename Plan::QTile>(out, factor, shared + Plan::kQ, warp_row(),
-                                           p.out.at(done.batch, done.first_token + first_row, head), p.out.token_stride,
-                                           done.length - first_row);
+  store_output<Format, Plan>(p, done, out, largest, total, shared + Plan::kQ);
 }
 
 }  // namespace conan_fast

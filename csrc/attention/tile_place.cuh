@@ -2,7 +2,6 @@
 #pragma once
 
 #include "attention/params.h"
-#include "soft_mask.h"
 
 namespace conan_fast {
 

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine_partials(const __grid
   const int lane = lane_index();
   const int64_t start = line * p.partials.stride, extra_start = line * p.extra_columns;
 
-  float reference = kLeftOut;
+  float reference = kMasked;
   if (p.known) {
     reference = p.logsumexp[line];
   } else {

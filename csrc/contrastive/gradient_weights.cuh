@@ -20,6 +20,14 @@ constexpr int gradient_weights_bytes(int prefixes) {
   return kWeightThreads / kWarpSize * prefixes * kTile * static_cast<int>(sizeof(float));
 }
 
+// Writes a lane's 4 columns of the sums over a group of rows.
+__device__ inline void store_column_sums(const WeightParams& p, int group, int column, const float* sums) {
+  for (int m = 0; m < p.prefixes.count; ++m) {
+    float* out = p.column_sums + (static_cast<int64_t>(group) * p.prefixes.count + m) * p.weight_stride + column;
+    *reinterpret_cast<float4*>(out) = *reinterpret_cast<const float4*>(sums + m * kTile);
+  }
+}
+
 // A warp has kTile columns, 4 in each lane, and a group of rows.
 template <class Format>
 __global__ void __launch_bounds__(kWeightThreads) gradient_weights(const __grid_constant__ WeightParams p) {
@@ -78,11 +86,7 @@ __global__ void __launch_bounds__(kWeightThreads) gradient_weights(const __grid_
       for (int c = 0; c < 4; ++c) sums[m * kTile + c] += weighted[c];
     }
   }
-  if (group * kGroupRows >= rows) return;  // a warp too many
-  for (int m = 0; m < p.prefixes.count; ++m) {
-    float* out = p.column_sums + (static_cast<int64_t>(group) * p.prefixes.count + m) * p.weight_stride + column;
-    *reinterpret_cast<float4*>(out) = *reinterpret_cast<const float4*>(sums + m * kTile);
-  }
+  if (group * kGroupRows < rows) store_column_sums(p, group, column, sums);  // false: a warp past the last group
 }
 
 }  // namespace conan_fast

@@ -38,64 +38,62 @@ unsigned blocks_of(int64_t work, int per_block) { return static_cast<unsigned>((
 
 }  // namespace
 
-void launch_prefix_norms(const Vectors& vectors, const Prefixes& prefixes, float* out, Element element, Stream stream) {
+void launch_prefix_norms(const Vectors& vectors, const Prefixes& prefixes, float* out, Element element,
+                         const LaunchTarget& target) {
   for_element(element, [&](auto format) {
     launch(prefix_norms<decltype(format)>, dim3(blocks_of(vectors.norm_stride, kNormThreads / kWarpSize)), kNormThreads,
-           0, stream, vectors, prefixes, out);
+           0, target, vectors, prefixes, out);
   });
 }
 
-void launch_sm80_scores(const ScoreParams& params, Element element, Stream stream) {
+void launch_scores(const ScoreParams& params, Element element, const LaunchTarget& target) {
   // Rows are the fast dimension: the queries of a chunk stay in the L2 cache while candidates pass by.
   dim3 grid(blocks_of(params.queries.rows, kTile), blocks_of(params.candidates.rows, kTile));
   for_element(element, [&](auto format) {
     using Format = decltype(format);
     if constexpr (std::is_same_v<Format, Fp32>) {
-      throw std::invalid_argument("sm80_scores takes 16-bit features");
+      const unsigned blocks =
+          blocks_of(params.queries.rows * (params.weight_stride / kSegment), kProductThreads / kWarpSize);
+      launch(product_scores, dim3(blocks), kProductThreads, 0, target, params);
     } else {
       auto* kernel = params.weights != nullptr ? sm80_scores<Format, true> : sm80_scores<Format, false>;
-      launch(kernel, grid, Sm80Scores::kThreads, Sm80Scores::kSharedBytes, stream, params);
+      launch(kernel, grid, Sm80Scores::kThreads, Sm80Scores::kSharedBytes, target, params);
     }
   });
 }
 
-void launch_product_scores(const ScoreParams& params, Stream stream) {
-  int64_t segments = params.queries.rows * (params.weight_stride / kSegment);
-  launch(product_scores, dim3(blocks_of(segments, kProductThreads / kWarpSize)), kProductThreads, 0, stream, params);
-}
-
-void launch_combine(const CombineParams& params, Stream stream) {
+void launch_combine(const CombineParams& params, const LaunchTarget& target) {
   int64_t lines = static_cast<int64_t>(params.prefixes.count) * params.rows;
-  launch(combine_partials, dim3(blocks_of(lines, kCombineThreads / kWarpSize)), kCombineThreads, 0, stream, params);
+  launch(combine_partials, dim3(blocks_of(lines, kCombineThreads / kWarpSize)), kCombineThreads, 0, target, params);
 }
 
-void launch_gradient_weights(const WeightParams& params, Element element, Stream stream) {
+void launch_gradient_weights(const WeightParams& params, Element element, const LaunchTarget& target) {
   int64_t groups = (params.queries.rows + kGroupRows - 1) / kGroupRows;
   dim3 grid(blocks_of(groups * (params.weight_stride / kTile), kWeightThreads / kWarpSize));
   for_element(element, [&](auto format) {
     launch(gradient_weights<decltype(format)>, grid, kWeightThreads, gradient_weights_bytes(params.prefixes.count),
-           stream, params);
+           target, params);
   });
 }
 
-void launch_finish_gradient(const FinishParams& params, Element element, Element out, Stream stream) {
+void launch_finish_gradient(const FinishParams& params, Element element, Element out, const LaunchTarget& target) {
   for_elements(element, out, [&](auto format, auto kept) {
-    launch(finish_gradient<decltype(format), decltype(kept)>, dim3(params.vectors.rows), kFinishThreads, 0, stream,
+    launch(finish_gradient<decltype(format), decltype(kept)>, dim3(params.vectors.rows), kFinishThreads, 0, target,
            params);
   });
 }
 
-void launch_private_scores(const PrivateParams& params, Element element, Stream stream) {
+void launch_private_scores(const PrivateParams& params, Element element, const LaunchTarget& target) {
   int64_t pairs = static_cast<int64_t>(params.queries.rows) * params.count;
   for_element(element, [&](auto format) {
     launch(private_scores<decltype(format)>, dim3(blocks_of(pairs, kPrivateThreads / kWarpSize)), kPrivateThreads, 0,
-           stream, params);
+           target, params);
   });
 }
 
-void launch_private_gradients(const PrivateParams& params, Element element, Element out, Stream stream) {
+void launch_private_gradients(const PrivateParams& params, Element element, Element out, const LaunchTarget& target) {
   for_elements(element, out, [&](auto format, auto kept) {
-    launch(private_gradients<decltype(format), decltype(kept)>, dim3(params.queries.rows), kPrivateThreads, 0, stream,
+    launch(private_gradients<decltype(format), decltype(kept)>, dim3(params.queries.rows), kPrivateThreads, 0, target,
            params);
   });
 }

@@ -1,4 +1,4 @@
-// Host functions that start the contrastive kernels. Arguments have been checked by the caller.
+// Host functions that launch the contrastive kernels. The caller has checked the arguments.
 #pragma once
 
 #include <vector>
@@ -9,17 +9,17 @@
 
 namespace conan_fast {
 
-void launch_prefix_norms(const Vectors& vectors, const Prefixes& prefixes, float* out, Element element, Stream stream);
+void launch_prefix_norms(const Vectors& vectors, const Prefixes& prefixes, float* out, Element element,
+                         const LaunchTarget& target);
 
-// 16-bit features; weights are kept where params.weights is given.
-void launch_sm80_scores(const ScoreParams& params, Element element, Stream stream);
-void launch_product_scores(const ScoreParams& params, Stream stream);
-void launch_combine(const CombineParams& params, Stream stream);
-void launch_gradient_weights(const WeightParams& params, Element element, Stream stream);
+// Keeps the weights if params.weights is not null. kFp32: it holds the dot products of the dims that each prefix adds.
+void launch_scores(const ScoreParams& params, Element element, const LaunchTarget& target);
+void launch_combine(const CombineParams& params, const LaunchTarget& target);
+void launch_gradient_weights(const WeightParams& params, Element element, const LaunchTarget& target);
 // `out`: the dtype of the gradient, kBf16 or kFp32.
-void launch_finish_gradient(const FinishParams& params, Element element, Element out, Stream stream);
-void launch_private_scores(const PrivateParams& params, Element element, Stream stream);
-void launch_private_gradients(const PrivateParams& params, Element element, Element out, Stream stream);
+void launch_finish_gradient(const FinishParams& params, Element element, Element out, const LaunchTarget& target);
+void launch_private_scores(const PrivateParams& params, Element element, const LaunchTarget& target);
+void launch_private_gradients(const PrivateParams& params, Element element, Element out, const LaunchTarget& target);
 
 std::vector<LaunchShape> contrastive_launch_shapes();
 

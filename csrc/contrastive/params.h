@@ -20,12 +20,14 @@ constexpr int kNoOwn = -(1 << 30);  // own_column of a block without the rows' o
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 // Of a candidate that is left out, in place of -inf: its weight is 0 as well, and 0 times it is 0, not NaN.
-constexpr float kLeftOut = -1e30f;
+constexpr float kMasked = -1e30f;
 
 // Rising numbers of dimensions, multiples of 16.
 struct Prefixes {
   int count = 0;
   int dims[kMaxPrefixes] = {};
+
+  int last() const { return dims[count - 1]; }
 
   // The prefix whose last part (from the dims before it on) has this column; count if it lies past all of them.
   __device__ int of_column(int column) const {
@@ -53,6 +55,9 @@ struct Partials {
 
   __device__ int64_t at(int prefix, int rows, int row, int segment) const {
     return (static_cast<int64_t>(prefix) * rows + row) * stride + first + segment;
+  }
+  __device__ void store(int64_t index, float row_reference, float row_sum, float row_weighted) const {
+    reference[index] = row_reference, sum[index] = row_sum, weighted[index] = row_weighted;
   }
 };
 

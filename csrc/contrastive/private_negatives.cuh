@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kPrivateThreads) private_scores(const __grid_c
   const int lane = lane_index();
   const Type* query = static_cast<const Type*>(p.queries.data) + row * p.queries.stride;
   const Type* negative = static_cast<const Type*>(p.negatives.data) + pair * p.negatives.stride;
-  const bool left_out =
+  const bool masked =
       p.queries.ids != nullptr && p.negatives.ids != nullptr && p.queries.ids[row] == p.negatives.ids[pair];
   const float scale = p.temperature == nullptr ? 1.0f : kLog2E / *p.temperature;
   float dot = 0.0f, squared = 0.0f;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kPrivateThreads) private_scores(const __grid_c
     if (lane != 0) continue;
     const float norm = inverse_norm(squared);
     const float query_norm = p.queries.inverse_norms[m * p.queries.norm_stride + row];
-    p.scores[m * pairs + pair] = left_out ? kLeftOut : dot * query_norm * norm * scale;
+    p.scores[m * pairs + pair] = masked ? kMasked : dot * query_norm * norm * scale;
     if (p.inverse_norms != nullptr) p.inverse_norms[m * pairs + pair] = norm;
   }
 }

@@ -19,11 +19,11 @@ __global__ void __launch_bounds__(kProductThreads) product_scores(const __grid_c
   const int row = static_cast<int>(index / segments), segment = static_cast<int>(index % segments);
   const int column = segment * kSegment + 2 * lane, own_column = p.own_column + row;
   const bool compare = p.queries.ids != nullptr && p.candidates.ids != nullptr;
-  bool left_out[2];
+  bool masked[2];
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
-    left_out[c] = column + c >= p.candidates.rows ||
-                  (compare && column + c != own_column && p.candidates.ids[column + c] == p.queries.ids[row]);
+    masked[c] = column + c >= p.candidates.rows ||
+                (compare && column + c != own_column && p.candidates.ids[column + c] == p.queries.ids[row]);
   }
   const float scale = kLog2E / *p.temperature;
   float dots[2] = {};
@@ -37,21 +37,16 @@ __global__ void __launch_bounds__(kProductThreads) product_scores(const __grid_c
     for (int c = 0; c < 2; ++c) {
       dots[c] += c == 0 ? products.x : products.y;
       const float norm = p.candidates.inverse_norms[m * p.candidates.norm_stride + column + c];
-      scores[c] = left_out[c] ? kLeftOut : dots[c] * row_scale * norm;
+      scores[c] = masked[c] ? kMasked : dots[c] * row_scale * norm;
       if (column + c == own_column && own_column < p.candidates.rows) p.own[line] = scores[c];
     }
     float reference = warp_max(fmaxf(scores[0], scores[1]));
     if (p.logsumexp != nullptr) reference = p.logsumexp[line];
-    const float shift = reference == kLeftOut ? 0.0f : reference;
+    const float shift = reference == kMasked ? 0.0f : reference;
     const float first = fast_exp2(scores[0] - shift), second = fast_exp2(scores[1] - shift);
     *place = make_float2(first, second);
     const float sum = warp_sum(first + second), weighted = warp_sum(fmaf(first, scores[0], second * scores[1]));
-    if (lane == 0) {
-      const int64_t partial = p.partials.at(m, rows, row, segment);
-      p.partials.reference[partial] = reference;
-      p.partials.sum[partial] = sum;
-      p.partials.weighted[partial] = weighted;
-    }
+    if (lane == 0) p.partials.store(p.partials.at(m, rows, row, segment), reference, sum, weighted);
   }
 }
 

@@ -40,15 +40,18 @@ struct DepthWalk {
 
 // A warp's 64 x 64 dot products: who they belong to.
 struct ScoreTile {
-  int row, column;       // the first
-  uint32_t left_out[4];  // a bit for each of a thread's scores, 16 of a row: the candidate does not count
+  int row, column;     // the first
+  uint32_t masked[4];  // a bit for each of a thread's scores, 16 of a row: the candidate does not count
+
+  // Whether the diagonal that starts at column `first` of the tile's first row passes through the tile.
+  __device__ bool meets_diagonal(int first) const { return first < column + 64 && first + 64 > column; }
 };
 
 // Scores of 16 columns of one row of a warp's tile (row `first + 8 half + lane / 4` of row group m).
 constexpr int kColumnsOfLane = 16;
 
 // The bits of candidates that do not exist, or that have the id of the row's own positive without being it.
-__device__ inline void find_left_out(const ScoreParams& p, ScoreTile& tile) {
+__device__ inline void find_masked(const ScoreParams& p, ScoreTile& tile) {
   const int lane = lane_index();
   const bool compare = p.queries.ids != nullptr && p.candidates.ids != nullptr;
 #pragma unroll
@@ -67,7 +70,24 @@ __device__ inline void find_left_out(const ScoreParams& p, ScoreTile& tile) {
         bits |= static_cast<uint32_t>(out) << (half * kColumnsOfLane + i);
       }
     }
-    tile.left_out[m] = bits;
+    tile.masked[m] = bits;
+  }
+}
+
+// Writes the score of the row's own positive to `own` if it is one of the lane's.
+__device__ inline void store_own(const ScoreParams& p, const ScoreTile& tile, const float (&scores)[kColumnsOfLane],
+                                 int row, int lane, float* own) {
+#pragma unroll
+  for (int i = 0; i < kColumnsOfLane; ++i) {
+    const int column = tile.column + i / 2 * 8 + lane % 4 * 2 + i % 2;
+    if (column == p.own_column + row && column < p.candidates.rows) *own = scores[i];
+  }
+}
+
+__device__ inline void apply_mask(float (&scores)[kColumnsOfLane], uint32_t masked) {
+#pragma unroll
+  for (int i = 0; i < kColumnsOfLane; ++i) {
+    if (masked >> i & 1) scores[i] = kMasked;
   }
 }
 
@@ -84,39 +104,27 @@ __device__ inline void fold_scores(const ScoreParams& p, const ScoreTile& tile, 
     const float2 pair = *reinterpret_cast<const float2*>(candidate_norms + i / 2 * 8 + lane % 4 * 2);
     column_scales[i] = pair.x, column_scales[i + 1] = pair.y;
   }
-  const int own_of_first = p.own_column + tile.row;
-  const bool near_own = own_of_first < tile.column + 64 && own_of_first + 64 > tile.column;
+  const bool near_own = tile.meets_diagonal(p.own_column + tile.row);
 #pragma unroll
   for (int half_row = 0; half_row < 8; ++half_row) {
     const int group = half_row / 2, half = half_row % 2;
     const int row = tile.row + 16 * group + 8 * half + lane / 4;
     const bool exists = row < rows;
     const float row_scale = exists ? query_norms[row] * scale : 0.0f;
-    float scores[kColumnsOfLane], largest = kLeftOut;
+    float scores[kColumnsOfLane], largest = kMasked;
 #pragma unroll
     for (int i = 0; i < kColumnsOfLane; ++i) {
       scores[i] = dots[group][i / 2][2 * half + i % 2] * row_scale * column_scales[i];
     }
-    const uint32_t left_out = tile.left_out[group] >> (half * kColumnsOfLane) & 0xffffu;
-    if (left_out != 0) {  // seldom
-#pragma unroll
-      for (int i = 0; i < kColumnsOfLane; ++i) {
-        if (left_out >> i & 1) scores[i] = kLeftOut;
-      }
-    }
+    const uint32_t masked = tile.masked[group] >> (half * kColumnsOfLane) & 0xffffu;
+    if (masked != 0) apply_mask(scores, masked);  // rare
 #pragma unroll
     for (int i = 0; i < kColumnsOfLane; ++i) largest = fmaxf(largest, scores[i]);
     const int64_t line = static_cast<int64_t>(m) * rows + row;
-    if (near_own && exists) {
-#pragma unroll
-      for (int i = 0; i < kColumnsOfLane; ++i) {
-        const int column = tile.column + i / 2 * 8 + lane % 4 * 2 + i % 2;
-        if (column == p.own_column + row && column < p.candidates.rows) p.own[line] = scores[i];
-      }
-    }
+    if (near_own && exists) store_own(p, tile, scores, row, lane, p.own + line);
     float reference = quad_max(largest);
     if (p.logsumexp != nullptr) reference = exists ? p.logsumexp[line] : 0.0f;
-    const float shift = reference == kLeftOut ? 0.0f : reference;  // all are left out: their weights are 0, not 1
+    const float shift = reference == kMasked ? 0.0f : reference;  // all are left out: their weights are 0, not 1
     float sum = 0.0f, weighted = 0.0f;
     uint32_t packed[kColumnsOfLane / 2];
 #pragma unroll
@@ -127,13 +135,9 @@ __device__ inline void fold_scores(const ScoreParams& p, const ScoreTile& tile, 
       constexpr float kScale = Elements<Format>::kWeightScale;
       if constexpr (kStore) packed[i / 2] = Format::pack(first * kScale, second * kScale);
     }
-    sum = quad_sum(sum);
-    weighted = quad_sum(weighted);
+    sum = quad_sum(sum), weighted = quad_sum(weighted);
     if (exists && lane % 4 == 0) {
-      const int64_t place = p.partials.at(m, rows, row, tile.column / kSegment);
-      p.partials.reference[place] = reference;
-      p.partials.sum[place] = sum;
-      p.partials.weighted[place] = weighted;
+      p.partials.store(p.partials.at(m, rows, row, tile.column / kSegment), reference, sum, weighted);
     }
     if constexpr (kStore) {
       uint16_t* out = static_cast<uint16_t*>(p.weights) + line * p.weight_stride + tile.column;
@@ -178,7 +182,7 @@ __global__ void __launch_bounds__(Sm80Scores::kThreads, 2) sm80_scores(const __g
 
   const int warp_row = warp_index() / 2 * 64, warp_column = warp_index() % 2 * 64;
   ScoreTile tile{first_row + warp_row, first_column + warp_column, {}};
-  find_left_out(p, tile);
+  find_masked(p, tile);
   const float scale = kLog2E / *p.temperature;
   float dots[4][8][4] = {};
   for (int step = 0; !here.done(p.prefixes); ++step) {

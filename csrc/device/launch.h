@@ -1,4 +1,4 @@
-// Starting a kernel, on the GPU or in the emulation.
+// Launching a kernel, on the GPU or in the emulation.
 #pragma once
 
 #include "device/platform.h"
@@ -7,20 +7,20 @@
 namespace conan_fast {
 
 template <class... Parameters>
-void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, Stream stream,
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, const LaunchTarget& target,
             Parameters... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #if defined(CONAN_FAST_EMULATED)
-  (void)stream;
+  (void)target;
   emulation::launch(kernel, grid, dim3(threads), shared_bytes, arguments...);
 #else
-  if (shared_bytes > 48 * 1024) {  // more than the default has to be asked for
+  if (shared_bytes > 48 * 1024) {  // beyond the default a kernel has to opt in
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
                "cudaFuncSetAttribute");
   }
   void* pointers[] = {&arguments...};
-  check_cuda(cudaLaunchKernel(kernel, grid, dim3(threads), pointers, shared_bytes, static_cast<cudaStream_t>(stream)),
-             "kernel launch");
+  const auto stream = static_cast<cudaStream_t>(target.stream);
+  check_cuda(cudaLaunchKernel(kernel, grid, dim3(threads), pointers, shared_bytes, stream), "kernel launch");
 #endif
 }
 

@@ -1,64 +1,48 @@
-// The host's calls of the CUDA runtime, with the emulation's stand-ins.
+// Where and how the host launches kernels, on the GPU or in the emulation.
 #pragma once
 
-#include <stdexcept>
+#include <cstdint>
 #include <string>
 
-#if !defined(CONAN_FAST_EMULATED)
-#include <cuda_runtime.h>
-#endif
+#include "device/device.h"
 
 namespace conan_fast {
 
 using Stream = void*;  // a cudaStream_t
 
-// How a kernel is started, for the build's report.
+struct LaunchTarget {
+  Device device;
+  Stream stream;
+};
+
+// A kernel's block, for the build's report.
 struct LaunchShape {
-  std::string kernel;  // "sm80_forward<112>": name and numbers among its template arguments
+  std::string kernel;  // "sm80_forward<112>": the name with its integer template arguments
   int threads;         // of a block
   int shared_bytes;    // dynamic shared memory of a block
 };
 
-#if defined(CONAN_FAST_EMULATED)
-constexpr int kDeviceType = 1;  // DLPack: CPU
-inline int emulated_shared_memory_limit = 227 * 1024;
-
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int) {}
-  int shared_memory_limit() const { return emulated_shared_memory_limit; }
-};
-#else
-constexpr int kDeviceType = 2;  // DLPack: CUDA
-
-inline void check_cuda(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
-
-// Makes a device the current one, and gives back the one before.
+// Makes a device the current one, and restores the previous one at the end of the scope.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) : device_(device) {
-    check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device_ != before_) check_cuda(cudaSetDevice(device_), "cudaSetDevice");
+#if !defined(CONAN_FAST_EMULATED)
+    check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (device_ != previous_) check_cuda(cudaSetDevice(device_), "cudaSetDevice");
+#endif
   }
   ~DeviceGuard() {
-    if (device_ != before_) cudaSetDevice(before_);
+#if !defined(CONAN_FAST_EMULATED)
+    if (device_ != previous_) cudaSetDevice(previous_);
+#endif
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
-  // Bytes of shared memory that one block can have.
-  int shared_memory_limit() const {
-    int bytes = 0;
-    check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_),
-               "cudaDeviceGetAttribute");
-    return bytes;
-  }
+  LaunchTarget target(uintptr_t stream) const { return {device_of(device_), reinterpret_cast<Stream>(stream)}; }
 
  private:
-  int device_, before_ = 0;
+  int device_, previous_ = 0;
 };
-#endif
 
 }  // namespace conan_fast

@@ -6,6 +6,7 @@ from torch.library import opcheck
 from torch.utils.dlpack import to_dlpack
 
 from conan_fast import _native, soft_mask_attention, soft_mask_attention_varlen
+from conan_fast._checks import SATURATIONS
 from tests.support.kernel_inputs import random_qkv, value_and_grads
 
 OFFSETS = torch.tensor([0, 5, 5, 17], dtype=torch.int32)
@@ -105,6 +106,7 @@ def binding_arguments(**changes):
 
 
 ROWS = torch.zeros(2, 9, 2, 64, dtype=torch.bfloat16)
+CODES = len(SATURATIONS)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +122,13 @@ ROWS = torch.zeros(2, 9, 2, 64, dtype=torch.bfloat16)
         ({"k": ROWS[:, :, :0], "v": ROWS[:, :, :0]}, ValueError, "multiple of the heads of k"),
         ({"logsumexp": torch.empty(2, 9, 4).mT}, ValueError, "logsumexp must be contiguous"),
         ({"out": ROWS}, ValueError, "out must have shape"),
-        ({"alpha": float("nan")}, ValueError, "alpha in"),
-        ({"scale": -1.0}, ValueError, "scale must be positive"),
-        ({"saturation": 3}, ValueError, "saturation 0, 1 or 2"),
+        ({"alpha": float("nan")}, ValueError, r"alpha must be in \[0, 1\], got nan"),
+        ({"scale": -1.0}, ValueError, "scale must be positive, got -1.0"),
+        ({"saturation": CODES}, ValueError, rf"saturation must be in \[0, {CODES}\), got {CODES}"),
+        ({"saturation": -1}, ValueError, rf"saturation must be in \[0, {CODES}\), got -1"),
         ({"alpha_tensor": torch.zeros((), dtype=torch.float64)}, TypeError, "alpha_tensor must be float32"),
-        ({"q": 3}, TypeError, "q must be a DLPack capsule"),
+        ({"q": 3}, TypeError, "q must be a DLPack capsule that has not been consumed, got int"),
+        ({"logsumexp": None}, TypeError, "logsumexp must be a DLPack capsule .* got NoneType"),
     ],
 )
 def test_bindings_check_every_argument(emulated, changes, error, message):
