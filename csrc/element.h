@@ -1,4 +1,4 @@
-// The number formats of tensors that kernels take, as the host names them.
+// The dtypes of the tensors of kernels, for the host.
 #pragma once
 
 namespace conan_fast {

@@ -1,4 +1,4 @@
-// The attention kernels that do not depend on the head_dim.
+// Launches the attention kernels that do not depend on the head_dim.
 #include <algorithm>
 
 #include "attention/launch.h"

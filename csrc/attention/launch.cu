@@ -1,4 +1,4 @@
-// The attention kernels of one head_dim, CONAN_FAST_HEAD_DIM. This file is compiled once per head_dim, in parallel.
+// Launches the attention kernels of one head_dim, CONAN_FAST_HEAD_DIM. Compiled once per head_dim, in parallel.
 #include "attention/launch.h"
 
 #include "attention/sm80_backward.cuh"

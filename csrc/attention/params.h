@@ -1,5 +1,5 @@
-// What the attention kernels are told. Pointers are on the device; strides count elements; token rows have stride 1
-// inside.
+// The arguments of the attention kernels. Pointers are to device memory; strides count elements; the stride within a
+// row of head_dim elements is 1.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace conan_fast {
 
-// A tensor [batch, tokens, heads, head_dim] of 16-bit elements; packed batches have one entry in `batch`.
+// A tensor [batch, tokens, heads, head_dim] of 16-bit elements; batch is 1 for packed batches.
 struct Rows {
   uint16_t* data = nullptr;
   int64_t batch_stride = 0, token_stride = 0, head_stride = 0;
@@ -19,9 +19,9 @@ struct Rows {
   }
 };
 
-// One tile of one sequence, for packed batches: written by the scheduling kernel, read by block blockIdx.x.
+// A tile of a sequence of a packed batch. schedule_tiles writes it, block blockIdx.x of the next kernels reads it.
 struct alignas(16) ScheduledTile {
-  int first_token, length, tile, unused;  // length 0: nothing to do
+  int first_token, length, tile, unused;  // length 0: no tile
 };
 
 struct AttentionParams {
@@ -30,7 +30,7 @@ struct AttentionParams {
   int batch = 0, tokens = 0, heads = 0, kv_heads = 0;
   float scale = 0;
   float alpha = 0;
-  const float* alpha_pointer = nullptr;  // where not null, used in place of alpha
+  const float* alpha_pointer = nullptr;  // if not null, used in place of alpha
   Saturation saturation = Saturation::kKey;
   // Packed batches only.
   const int* cu_seqlens = nullptr;
@@ -38,15 +38,14 @@ struct AttentionParams {
   ScheduledTile* schedule = nullptr;  // room for schedule_slots(tokens, sequences) tiles
   // Backward only.
   Rows grad_out, dq, dk, dv;
-  float* delta = nullptr;  // [batch, heads, tokens]: rowsum(grad_out * out)
-  float* dq_sum =
-      nullptr;  // [batch, tokens, heads, head_dim] zeros: dq / scale is added here; null: dq is written itself
+  float* delta = nullptr;   // [batch, heads, tokens]: rowsum(grad_out * out)
+  float* dq_sum = nullptr;  // [batch, tokens, heads, head_dim], zeros: dq / scale is added; null: dq is written
 };
 
 // The smallest tile that any kernel schedules.
 constexpr int kSmallestTile = 64;
 
-// sum of ceil(length / kSmallestTile) over sequences is at most this.
+// An upper bound of the sum of ceil(length / kSmallestTile) over all sequences.
 constexpr int64_t schedule_slots(int64_t tokens, int64_t sequences) { return tokens / kSmallestTile + sequences; }
 
 }  // namespace conan_fast

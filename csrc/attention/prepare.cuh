@@ -1,4 +1,4 @@
-// The small kernels around attention: which tiles there are in a packed batch, and rowsum(dO * O).
+// The small kernels before attention: the tile schedule of a packed batch, and delta = rowsum(dO * O).
 #pragma once
 
 #include "attention/params.h"
@@ -13,19 +13,19 @@ struct TokenRange {
   int first, length;
 };
 
-// Sequence s of a packed batch. Offsets on the GPU cannot be checked on the host without waiting, so whatever they
-// hold is cut to what exists.
+// Sequence s of a packed batch. The host cannot check offsets in GPU memory without synchronising, so they are clamped
+// here to the tokens of q.
 __device__ inline TokenRange token_range(const AttentionParams& p, int s) {
   int first = min(max(p.cu_seqlens[s], 0), p.tokens);
   int end = min(max(p.cu_seqlens[s + 1], first), p.tokens);
   return {first, min(end - first, p.max_seqlen)};
 }
 
-// Writes the tiles of all sequences to p.schedule, those of the longest sequences first (to the number of tiles), so
-// that no long one starts when all others are done. One block: a counting sort of the sequences by their tiles.
+// Writes the tiles of all sequences to p.schedule, those of the longest sequences first, so that no long sequence
+// starts last. One block; a counting sort of the sequences by their number of tiles.
 __global__ void __launch_bounds__(kScheduleThreads)
     schedule_tiles(const __grid_constant__ AttentionParams p, int tile_rows, int slots) {
-  auto* starts = reinterpret_cast<int*>(dynamic_shared_memory());  // by class: the number of tiles, later the free slot
+  auto* starts = reinterpret_cast<int*>(dynamic_shared_memory());  // by class: number of tiles, then the next free slot
   int* warp_totals = starts + kScheduleThreads;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;
   auto tiles_of = [&](int s) { return (token_range(p, s).length + tile_rows - 1) / tile_rows; };
@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(kScheduleThreads)
     atomicAdd(&starts[class_of(tiles)], tiles);
   }
   __syncthreads();
-  // Exclusive sums over the classes: within warps, then over warps.
-  const int own = starts[thread];
-  int sum = own;
+  // Exclusive prefix sum over the classes: within each warp, then over warps.
+  const int count = starts[thread];
+  int sum = count;
   for (int step = 1; step < kWarpSize; step *= 2) {
     int before = __shfl_up_sync(0xffffffffu, sum, step);
     if (lane >= step) sum += before;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
   __syncthreads();
   int earlier = 0;
   for (int w = 0; w < warp; ++w) earlier += warp_totals[w];
-  starts[thread] = earlier + sum - own;
+  starts[thread] = earlier + sum - count;
   __syncthreads();
   for (int s = warp; s < p.sequences; s += kScheduleThreads / kWarpSize) {
     TokenRange range = token_range(p, s);
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
     if (lane == 0) start = atomicAdd(&starts[class_of(tiles)], tiles);
     start = __shfl_sync(0xffffffffu, start, 0);
     for (int i = lane; i < tiles; i += kWarpSize) {
-      // Under a causal mask the last tiles have the most work, so they go first.
+      // Under a causal mask the last tiles have the most work, so they are first.
       if (start + i < slots) p.schedule[start + i] = {range.first, range.length, tiles - 1 - i, 0};
     }
   }
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
 
 constexpr int kDeltaThreads = 256, kDeltaThreadsPerRow = 16;
 
-// delta = rowsum(grad_out * out) for every token and head: 16 lanes a row, 8 elements each.
+// delta = rowsum(grad_out * out) for every token and head: 16 lanes per row, 8 elements each.
 template <class Format>
 __global__ void __launch_bounds__(kDeltaThreads) row_delta(const __grid_constant__ AttentionParams p, int head_dim) {
   const int64_t row =

@@ -1,10 +1,10 @@
 // Soft-masked attention, backward: dK, dV and the sum of dQ, for Ampere and newer.
 //
-// A block has a tile of keys of one K/V head, 16 keys in each warp, and goes over the query rows of all query heads
-// that share the K/V head, 64 at a time. Scores are made transposed, S^T = K Q^T: then P^T and dS^T, as they leave one
-// product, are the left operands of the next, dV += P^T dO and dK += dS^T Q, without passing through shared memory, and
-// for Saturation::kKey the mask is one number per row. Only dQ = dS K adds up over keys, so over warps and blocks: dS
-// goes through shared memory, dQ to global memory by atomic additions in fp32.
+// A block has a tile of keys of one K/V head, 16 keys per warp, and loops over the query rows of all query heads that
+// share the K/V head, 64 rows per step. Scores are computed transposed, S^T = K Q^T, so that the accumulators P^T and
+// dS^T are the left operands of the next GEMMs, dV += P^T dO and dK += dS^T Q, without a pass through shared memory.
+// For kKey and kUniform the mask is one bias per accumulator row. dQ = dS K is a sum over keys, so over warps and
+// blocks: dS passes through shared memory, dQ is added to global memory by fp32 atomics.
 #pragma once
 
 #include "attention/tile_place.cuh"
@@ -13,28 +13,28 @@
 
 namespace conan_fast {
 
-// kKeys 128 with two buffers for Q and dO wants up to 145 KB of shared memory; kKeys 64 with one buffer fits into the
-// 99 KB of the chips 8.6, 8.9 and 12.x.
+// kKeys 128 with two buffers for Q and dO needs up to 145 KB of shared memory. kKeys 64 with one buffer fits in the 99
+// KB of compute capability 8.6, 8.9 and 12.x.
 template <int kHeadDim_, int kKeys_, int kStages_>
 struct Sm80Backward {
   static constexpr int kHeadDim = kHeadDim_, kKeys = kKeys_, kStages = kStages_;
-  static constexpr int kRows = 64;  // query rows at a time
+  static constexpr int kRows = 64;  // query rows per step
   static constexpr int kWarps = kKeys / 16, kThreads = kWarps * kWarpSize;
   using KTile = SharedTile<kKeys, kHeadDim>;
   using QTile = SharedTile<kRows, kHeadDim>;
   using DsTile = SharedTile<kKeys, kRows>;  // dS^T
-  // dQ [64 x head_dim]: 4 warps share the rows, 1 or 2 the columns.
+  // dQ [64 x head_dim]: split among 4 warps by rows and 1 or 2 by columns.
   static constexpr int kColumnParts = kWarps / 4, kDqTiles = kHeadDim / 8 / kColumnParts;
   static_assert(kDqTiles * kColumnParts * 8 == kHeadDim && kStages <= 2);
-  // dP^T is made in two halves where dK and dV leave too few registers (whole: 16 to 56 bytes spilled).
+  // dP^T is computed in two halves where dK and dV leave too few registers (whole: 16 to 56 bytes spilled).
   static constexpr int kDpParts = kHeadDim > 96 ? 2 : 1;
 
   static constexpr int kK = 0, kV = kK + KTile::kBytes, kDs = kV + KTile::kBytes;
-  static constexpr int kStage = kDs + DsTile::kBytes;  // first of kStages
+  static constexpr int kStage = kDs + DsTile::kBytes;  // the first of kStages
   static constexpr int kStageQ = 0, kStageGradOut = QTile::kBytes, kStageLogsumexp = 2 * QTile::kBytes;
   static constexpr int kStageDelta = kStageLogsumexp + kRows * 4, kStageBytes = kStageDelta + kRows * 4;
-  // The tile's place: read again where it is needed, since registers are short (without: 8 bytes spilled at head_dim
-  // 128 with 64 keys).
+  // TilePlace in shared memory, read where it is used, to lower register pressure (in registers: 8 bytes spilled at
+  // head_dim 128 with 64 keys).
   static constexpr int kPlace = kStage + kStages * kStageBytes;
   static constexpr int kSharedBytes = kPlace + static_cast<int>(sizeof(TilePlace));
 };
@@ -66,15 +66,14 @@ __device__ inline void load_queries(const AttentionParams& p, const TilePlace& p
   if (part == 1) cp_async_4(stage, Plan::kStageDelta + row * 4, p.delta + index, row < rows);
 }
 
-// P^T from S^T: weights exp(scale s - logsumexp) M of 16 keys (rows) from first_key on and 64 queries (columns).
+// P^T from S^T, in place: weights exp(scale s - logsumexp) M of 16 keys (rows) and 64 queries (columns).
 template <int kN>
 __device__ inline void weights_from_scores(float (&scores)[1][kN][4], const SoftMask& mask, int first_key,
                                            int first_row, int length, const float* logsumexp, float scale_log2) {
-  constexpr float kLog2E = 1.4426950408889634f;
   const int lane = lane_index(), last_row = first_row + 8 * kN - 1, last_key = first_key + 15;
   const bool whole = last_key < length && last_row < length;
   const bool below = last_key <= first_row, above = first_key > last_row && !mask.depends_on_row();
-  if (whole && (below || above)) {  // one bias a row: 0 or log2 M
+  if (whole && (below || above)) {  // one bias per row: 0 or log2 M
     float bias[2] = {0.0f, 0.0f};
     if (above) {
       bias[0] = mask.column_bias(first_key + lane / 4);
@@ -109,7 +108,7 @@ __device__ inline void weights_from_scores(float (&scores)[1][kN][4], const Soft
   }
 }
 
-// dQ of 64 rows from this block's keys, added to global memory. dS^T [keys, rows] and K are in shared memory.
+// Adds dQ of 64 rows from this block's keys to global memory. dS^T [keys, rows] and K are in shared memory.
 template <class Format, class Plan>
 __device__ inline void add_dq(const AttentionParams& p, const TilePlace& place, int head, int first_row,
                               const unsigned char* ds, const unsigned char* k) {
@@ -169,7 +168,7 @@ __device__ inline void store_score_gradients(const float (&ds)[1][Plan::kRows / 
   }
 }
 
-// Writes a warp's 16 rows of dV and dK. V's rows of a warp are read by this warp alone: they are the buffer of both.
+// Writes a warp's 16 rows of dV and dK. The buffer for both is the warp's rows of V, which no other warp reads.
 template <class Format, class Plan>
 __device__ inline void store_key_gradients(const AttentionParams& p, const TilePlace& place,
                                            const float (&dk)[1][Plan::kHeadDim / 8][4],
@@ -192,7 +191,7 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
   if (place.begin >= place.length) return;
   const int length = place.length, kv_head = static_cast<int>(blockIdx.y), group = p.heads / p.kv_heads;
   const SoftMask mask = soft_mask_of(p, length);
-  const float scale_log2 = p.scale * 1.4426950408889634f;
+  const float scale_log2 = p.scale * kLog2E;
 
   unsigned char* shared = dynamic_shared_memory();
   unsigned char* k = shared + Plan::kK;
@@ -201,7 +200,7 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
   auto& shared_place = *reinterpret_cast<TilePlace*>(shared + Plan::kPlace);
   if (thread_index() == 0) shared_place = place;
   load_keys_and_values<Plan>(p, place, kv_head, shared);
-  // Steps: all query tiles of the first head of the group, then of the next.
+  // The steps: all query tiles of the first head of the group, then of the next head.
   const int begin = mask.causal() ? place.begin / Plan::kRows * Plan::kRows : 0, last_head = (kv_head + 1) * group - 1;
   int head = kv_head * group, first_row = begin, stage_offset = Plan::kStage;
   load_queries<Plan>(p, place, head, first_row, shared + stage_offset);
@@ -219,7 +218,7 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
       cp_async_commit();
     };
     cp_async_wait<0>();
-    __syncthreads();  // this step's queries are there for all; the step before is over, dS and its buffer are free
+    __syncthreads();  // this step's queries are visible to all; the previous step is done with dS and its buffer
     if (kStages > 1) load_next();
 
     float weights[1][Plan::kRows / 8][4] = {};
@@ -231,7 +230,7 @@ __global__ void __launch_bounds__(Sm80Backward<kHeadDim, kKeys, kStages>::kThrea
     score_gradients<Format, Plan>(weights, v, stage);
     if (p.dq_sum != nullptr) store_score_gradients<Format, Plan>(weights, ds);
     multiply_registers<Format, typename Plan::QTile>(dk, weights, stage + Plan::kStageQ);
-    __syncthreads();  // dS is there for all; Q and dO have been read
+    __syncthreads();  // dS is visible to all; all have read Q and dO
     if (kStages == 1) load_next();
     if (p.dq_sum != nullptr) add_dq<Format, Plan>(p, shared_place, head, first_row, ds, k);
     head = next_head;

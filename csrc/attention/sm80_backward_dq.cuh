@@ -1,8 +1,8 @@
-// Soft-masked attention, backward: dQ alone, for bit-equal gradients from run to run. Together with sm80_backward,
-// which then leaves dQ out, 7 products are made in place of 5: 1.4 times the work.
+// Soft-masked attention, backward: dQ alone, deterministic. With sm80_backward, which then skips dQ, that makes 7 GEMMs
+// in place of 5: 1.4 times the work.
 //
-// A block has 64 query rows of one head, 16 in each warp, and goes over the keys in tiles of 64. dS is the left operand
-// of dQ += dS K as it leaves the registers.
+// A block has 64 query rows of one head, 16 per warp, and loops over the keys in tiles of 64. The accumulators of dS
+// are the left operand of dQ += dS K.
 #pragma once
 
 #include "attention/tile_place.cuh"
@@ -19,7 +19,7 @@ struct Sm80BackwardDq {
   static constexpr int kSharedBytes = 4 * Tile::kBytes;
 };
 
-// P from S: weights exp(scale s - logsumexp) M of 16 queries (rows) from first_row on and 8 kN keys (columns).
+// P from S, in place: weights exp(scale s - logsumexp) M of 16 queries (rows) and 8 kN keys (columns).
 template <int kN>
 __device__ inline void weights_of_rows(float (&scores)[1][kN][4], const SoftMask& mask, int first_row, int first_key,
                                        int length, const float (&logsumexp)[2], float scale_log2) {
@@ -68,7 +68,6 @@ __global__ void __launch_bounds__(Sm80BackwardDq<kHeadDim>::kThreads)
     sm80_backward_dq(const __grid_constant__ AttentionParams p) {
   using Plan = Sm80BackwardDq<kHeadDim>;
   using Tile = typename Plan::Tile;
-  constexpr float kLog2E = 1.4426950408889634f;
   const TilePlace place = tile_place<Plan::kRows>(p);
   if (place.begin >= place.length) return;
   const int length = place.length, head = static_cast<int>(blockIdx.y), kv_head = head / (p.heads / p.kv_heads);
@@ -97,7 +96,7 @@ __global__ void __launch_bounds__(Sm80BackwardDq<kHeadDim>::kThreads)
   for (int half = 0; half < 2; ++half) {
     int row = first_row + 8 * half + lane / 4;
     int64_t line = static_cast<int64_t>(place.batch * p.heads + head) * p.tokens + place.first_token;
-    logsumexp[half] = row < length ? p.logsumexp[line + row] * kLog2E : INFINITY;  // weights of rows past the end: 0
+    logsumexp[half] = row < length ? p.logsumexp[line + row] * kLog2E : INFINITY;  // rows past the end get weights 0
     delta[half] = row < length ? p.delta[line + row] : 0.0f;
   }
 
@@ -107,13 +106,13 @@ __global__ void __launch_bounds__(Sm80BackwardDq<kHeadDim>::kThreads)
   for (int tile = 0; tile < tiles; ++tile) {
     const int first_key = tile * Plan::kKeys, last_key = first_key + Plan::kKeys - 1;
     cp_async_wait<0>();
-    __syncthreads();  // K and V (and Q and dO) are there for all
+    __syncthreads();  // K and V (and Q and dO) are visible to all
     float weights[1][Plan::kKeys / 8][4] = {};
     multiply_by_transposed<Format, Tile, Tile>(weights, shared + Plan::kQ, warp_row, shared + Plan::kK, 0);
     weights_of_rows(weights, mask, first_row, first_key, length, logsumexp, scale_log2);
     score_gradients_of_rows<Format, Plan>(weights, delta, shared, warp_row);
     multiply_registers<Format, Tile>(dq, weights, shared + Plan::kK);
-    __syncthreads();  // K and V have been read
+    __syncthreads();  // all have read K and V
     if (tile + 1 < tiles) load_keys(tile + 1);
     cp_async_commit();
   }

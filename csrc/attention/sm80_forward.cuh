@@ -1,8 +1,8 @@
 // Soft-masked attention, forward, for Ampere and newer: mma.m16n8k16 and cp.async.
 //
-// A block has 128 query rows of one head, 32 in each of its 4 warps, and goes over the keys in tiles of 64. With 32
-// rows a warp reads 75 bytes of shared memory for each cycle of the tensor core (128 are there); with 16 rows it would
-// be all 128. K and V have one buffer each: V travels while K is used, the next K while V is used.
+// A block has 128 query rows of one head, 32 in each of its 4 warps, and loops over the keys in tiles of 64. With 32
+// rows a warp reads 75 bytes of shared memory per tensor-core cycle, with 16 rows 128 bytes, which is the hardware
+// limit. K and V have one buffer each: V is copied while K is used, the next K while V is used.
 #pragma once
 
 #include "attention/tile_place.cuh"
@@ -23,14 +23,14 @@ struct Sm80Forward {
 
   static constexpr int kQ = 0, kK = kQ + QTile::kBytes, kV = kK + KTile::kBytes;
   static constexpr int kKeyBias = kV + KTile::kBytes, kRowBias = kKeyBias + kKeys * 4;
-  // Which tile this is and the mask: read again where they are needed, since registers are short (without: 20 to 100
-  // bytes spilled at head_dim 128).
-  struct Facts {
+  // In shared memory, read where it is used, to lower register pressure (in registers: 20 to 100 bytes spilled at
+  // head_dim 128).
+  struct BlockInfo {
     TilePlace place;
     int kv_head;
     SoftMask mask;
   };
-  static constexpr int kFacts = kRowBias + kRows * 4, kSharedBytes = kFacts + static_cast<int>(sizeof(Facts));
+  static constexpr int kInfo = kRowBias + kRows * 4, kSharedBytes = kInfo + static_cast<int>(sizeof(BlockInfo));
 };
 
 // Starts copying a tile of K or V.
@@ -41,8 +41,8 @@ __device__ inline void load_keys(const Rows& rows, const TilePlace& place, int k
                                                   rows.token_stride, place.length - first);
 }
 
-// Adds log M / scale above the diagonal to the scores of a warp's rows, and removes the keys past the end. log M is the
-// sum of key_bias (not 0 for Saturation::kKey) and row_bias (not 0 for the others), both in units of the scores.
+// Adds log M / scale above the diagonal to the scores of a warp's rows, and masks the keys past the end. log M / scale
+// is key_bias + row_bias; row_bias is 0 for kKey, key_bias for the other saturations.
 template <class Plan>
 __device__ inline void mask_scores(float (&scores)[Plan::kM][Plan::kKeys / 8][4], const SoftMask& mask, int first_row,
                                    int first_key, int length, const float* key_bias, const float* row_bias) {
@@ -67,7 +67,7 @@ __device__ inline void mask_scores(float (&scores)[Plan::kM][Plan::kKeys / 8][4]
     for (int half = 0; half < 2; ++half) {
       const int row = 16 * m + 8 * half + lane / 4;
       const float bias = row_bias[row];
-      const int below = first_row + row - first_key;  // keys of the tile up to this one are not above the diagonal
+      const int below = first_row + row - first_key;  // the tile's last column that is not above the diagonal
 #pragma unroll
       for (int n = 0; n < Plan::kKeys / 8; ++n) {
 #pragma unroll
@@ -82,8 +82,8 @@ __device__ inline void mask_scores(float (&scores)[Plan::kM][Plan::kKeys / 8][4]
   }
 }
 
-// One step of the running softmax: scores become weights exp(scale (score - largest)); what was summed before under an
-// older maximum is scaled down.
+// One step of the online softmax: scores become weights exp(scale (score - largest)), and earlier sums are rescaled to
+// the new maximum.
 template <int kM, int kN, int kOut>
 __device__ inline void softmax_step(float (&scores)[kM][kN][4], float (&largest)[kM][2], float (&total)[kM][2],
                                     float (&out)[kM][kOut][4], float scale_log2) {
@@ -97,7 +97,7 @@ __device__ inline void softmax_step(float (&scores)[kM][kN][4], float (&largest)
         maximum = fmaxf(maximum, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
       }
       maximum = quad_max(maximum);
-      // Nothing but -inf so far: any finite reference will do, and -inf minus -inf must not be computed.
+      // With all scores -inf so far, any finite reference will do; -inf - -inf would be NaN.
       float reference = maximum == -INFINITY ? 0.0f : maximum * scale_log2;
       float shrink = fast_exp2(largest[m][half] * scale_log2 - reference);
       largest[m][half] = maximum;
@@ -120,7 +120,7 @@ __device__ inline void softmax_step(float (&scores)[kM][kN][4], float (&largest)
   }
 }
 
-// Writes a warp's rows of O and their logsumexp. `tile`: this warp's rows of it are the buffer.
+// Writes a warp's rows of O and their logsumexp. `tile`: the buffer, of which the warp uses its own rows.
 template <class Format, class Plan>
 __device__ inline void store_output(const AttentionParams& p, const TilePlace& place,
                                     const float (&out)[Plan::kM][Plan::kHeadDim / 8][4],
@@ -155,11 +155,11 @@ __global__ void __launch_bounds__(Sm80Forward<kHeadDim>::kThreads)
   if (place.begin >= place.length) return;
   const int kv_head = static_cast<int>(blockIdx.y) / (p.heads / p.kv_heads);
   const SoftMask mask = soft_mask_of(p, place.length);
-  const float scale_log2 = p.scale * 1.4426950408889634f;
+  const float scale_log2 = p.scale * kLog2E;
 
   unsigned char* shared = dynamic_shared_memory();
-  auto& facts = *reinterpret_cast<typename Plan::Facts*>(shared + Plan::kFacts);
-  if (thread_index() == 0) facts = {place, kv_head, mask};
+  auto& info = *reinterpret_cast<typename Plan::BlockInfo*>(shared + Plan::kInfo);
+  if (thread_index() == 0) info = {place, kv_head, mask};
   auto* key_bias = reinterpret_cast<float*>(shared + Plan::kKeyBias);
   auto* row_bias = reinterpret_cast<float*>(shared + Plan::kRowBias);
   load_rows<typename Plan::QTile, Plan::kThreads>(
@@ -182,26 +182,26 @@ __global__ void __launch_bounds__(Sm80Forward<kHeadDim>::kThreads)
   for (int tile = 0; tile < tiles; ++tile) {
     const int first_key = tile * Plan::kKeys;
     cp_async_wait<0>();
-    __syncthreads();  // K (and Q and the facts) are there for all; V and the bias of the tile before have been read
-    load_keys<Plan>(p.v, facts.place, facts.kv_head, tile, shared + Plan::kV);
+    __syncthreads();  // K (and Q, info, row_bias) are visible to all; all have read the previous V and key_bias
+    load_keys<Plan>(p.v, info.place, info.kv_head, tile, shared + Plan::kV);
     cp_async_commit();
     if (const int key = thread_index(); key < Plan::kKeys) {
-      const bool by_column = facts.mask.depends_on_column();
-      key_bias[key] = by_column ? facts.mask.column_bias(first_key + key) / scale_log2 : 0.0f;
+      const bool by_column = info.mask.depends_on_column();
+      key_bias[key] = by_column ? info.mask.column_bias(first_key + key) / scale_log2 : 0.0f;
     }
     float scores[kM][Plan::kKeys / 8][4] = {};
     multiply_by_transposed<Format, typename Plan::QTile, typename Plan::KTile>(scores, shared + Plan::kQ, warp_row(),
                                                                                shared + Plan::kK, 0);
     cp_async_wait<0>();
-    __syncthreads();  // V and the bias are there for all; K has been read
-    if (tile + 1 < tiles) load_keys<Plan>(p.k, facts.place, facts.kv_head, tile + 1, shared + Plan::kK);
+    __syncthreads();  // V and key_bias are visible to all; all have read K
+    if (tile + 1 < tiles) load_keys<Plan>(p.k, info.place, info.kv_head, tile + 1, shared + Plan::kK);
     cp_async_commit();
-    mask_scores<Plan>(scores, facts.mask, facts.place.begin + warp_row(), first_key, facts.place.length, key_bias,
+    mask_scores<Plan>(scores, info.mask, info.place.begin + warp_row(), first_key, info.place.length, key_bias,
                       row_bias + warp_row());
     softmax_step(scores, largest, total, out, scale_log2);
     multiply_registers<Format, typename Plan::KTile>(out, scores, shared + Plan::kV);
   }
-  const TilePlace done = facts.place;
+  const TilePlace done = info.place;
   store_output<Format, Plan>(p, done, out, largest, total, shared + Plan::kQ);
 }
 

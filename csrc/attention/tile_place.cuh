@@ -1,13 +1,12 @@
-// Which tile of which sequence a block works on, and that sequence's mask.
+// The tile of a sequence that a block works on, and the sequence's mask.
 #pragma once
 
 #include "attention/params.h"
 
 namespace conan_fast {
 
-// The tile of a sequence that this block works on.
 struct TilePlace {
-  int batch, first_token, length, begin;  // begin: the tile's first row in its sequence
+  int batch, first_token, length, begin;  // begin: the tile's first row within its sequence
 };
 
 template <int kTileRows>

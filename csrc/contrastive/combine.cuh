@@ -1,4 +1,4 @@
-// From the segments' partial sums to each row's logsumexp and mean score. A warp has one row of one prefix.
+// Each row's logsumexp and mean score from the partial sums of its segments. One warp per row and prefix.
 #pragma once
 
 #include "contrastive/params.h"

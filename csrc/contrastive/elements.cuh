@@ -1,4 +1,4 @@
-// Features in 16 or 32 bits, read and written a few at a time.
+// Vector loads and stores of features in 16 or 32 bits.
 #pragma once
 
 #include "device/numeric.h"
@@ -7,8 +7,8 @@ namespace conan_fast {
 
 struct Fp32 {};
 
-// kWeightScale: weights in this format are stored times it. fp16 is exact down to 2^-14 only: with weights up to 2^15
-// that is 2^-29 of the largest.
+// Weights are stored times kWeightScale. fp16 has its full precision down to 2^-14 only: with weights up to 2^15 that
+// is 2^-29 of the largest.
 template <class Format>
 struct Elements {
   using Type = uint16_t;

@@ -1,4 +1,4 @@
-// The gradient of a vector from its product: the norm's part comes off, factors and the dtype go on.
+// The gradient of a vector from its GEMM result: subtracts the norm's part, scales, converts the dtype.
 #pragma once
 
 #include "contrastive/elements.cuh"
@@ -9,8 +9,8 @@ namespace conan_fast {
 
 constexpr int kFinishThreads = 128, kFinishChunks = kMaxFeatures / 8 / kFinishThreads;
 
-// out = (product scale - x norm_part) row_scale; columns past the last prefix become 0. A block has a row and reads all
-// of it before it writes, so `out` may be the memory of `product`, in whatever dtype.
+// out = (product scale - x norm_part) row_scale; columns past the last prefix become 0. One block per row, which reads
+// the whole row before it writes, so `out` may be the memory of `product`, in either dtype.
 template <class Format, class Out>
 __global__ void __launch_bounds__(kFinishThreads) finish_gradient(const __grid_constant__ FinishParams p) {
   const int64_t row = blockIdx.x;

@@ -24,7 +24,7 @@ void for_element(Element element, Function&& function) {
   }
 }
 
-// Gradients are bf16 for bf16 features where these are kept, else float32.
+// Gradients are float32, or bf16 for bf16 features.
 template <class Function>
 void for_elements(Element element, Element out, Function&& function) {
   for_element(element, [&](auto format) {

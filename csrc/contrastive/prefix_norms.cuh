@@ -1,4 +1,4 @@
-// 1 / |x[:d]| of every vector and prefix. A warp has a vector: each number is read once.
+// 1 / |x[:d]| of every vector and prefix. One warp per vector; each element is read once.
 #pragma once
 
 #include "contrastive/elements.cuh"
@@ -10,10 +10,10 @@ namespace conan_fast {
 
 constexpr int kNormThreads = 128;
 
-// The norm's inverse; a zero vector has similarity 0 to everything.
+// 0 for a zero vector, which makes its cosine with any vector 0.
 __device__ inline float inverse_norm(float squared) { return squared == 0.0f ? 0.0f : 1.0f / sqrtf(squared); }
 
-// Writes [prefixes][norm_stride]: 0 for the rows that only pad.
+// Writes [prefixes][norm_stride], 0 for padding rows.
 template <class Format>
 __global__ void __launch_bounds__(kNormThreads)
     prefix_norms(const __grid_constant__ Vectors vectors, const __grid_constant__ Prefixes prefixes, float* out) {
@@ -26,10 +26,10 @@ __global__ void __launch_bounds__(kNormThreads)
   for (int m = 0, low = 0; m < prefixes.count; low = prefixes.dims[m], ++m) {
     float part = 0.0f;
     for (int column = low + lane * 8; row < vectors.rows && column < prefixes.dims[m]; column += kWarpSize * 8) {
-      float numbers[8];
-      Elements<Format>::load8(x + column, numbers);
+      float elements[8];
+      Elements<Format>::load8(x + column, elements);
 #pragma unroll
-      for (float number : numbers) part = fmaf(number, number, part);
+      for (float element : elements) part = fmaf(element, element, part);
     }
     squared += warp_sum(part);
     if (lane == 0) out[m * vectors.norm_stride + row] = inverse_norm(squared);

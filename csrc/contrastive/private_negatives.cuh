@@ -1,5 +1,5 @@
-// Hard negatives that are candidates of their own query only. Each is read once forward and once backward, and no two
-// queries share one, so there is no matrix product in it: the kernels wait for memory.
+// Hard negatives that are candidates of their own query only. No two queries share one, so there is no GEMM. Forward
+// and backward read each negative once and are memory bound.
 #pragma once
 
 #include "contrastive/elements.cuh"
@@ -10,7 +10,7 @@ namespace conan_fast {
 
 constexpr int kPrivateThreads = 128;
 
-// Scores, with the ids of queries and negatives, and inverse norms. A warp has a pair of query and negative.
+// Scores and inverse norms; equal ids mask a negative. One warp per pair of query and negative.
 template <class Format>
 __global__ void __launch_bounds__(kPrivateThreads) private_scores(const __grid_constant__ PrivateParams p) {
   using Type = typename Elements<Format>::Type;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kPrivateThreads) private_scores(const __grid_c
   }
 }
 
-// Gradients of a row's negatives, and their part in the product of its query. A block has a row.
+// Gradients of a row's negatives; adds their part to the query's `product`. One block per row.
 template <class Format, class Out>
 __global__ void __launch_bounds__(kPrivateThreads) private_gradients(const __grid_constant__ PrivateParams p) {
   using Type = typename Elements<Format>::Type;

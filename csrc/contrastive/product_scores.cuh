@@ -1,5 +1,4 @@
-// Scores of all Matryoshka prefixes from products that a library made, one for the part of the dimensions that each
-// prefix adds: for float32 features, whose products need no 16-bit tensor cores.
+// Scores of all Matryoshka prefixes of float32 features, from library GEMMs: one over the dims that each prefix adds.
 #pragma once
 
 #include "contrastive/params.h"
@@ -11,7 +10,7 @@ namespace conan_fast {
 
 constexpr int kProductThreads = 128;
 
-// A warp has a segment of a row. `weights` holds the products and gets 2^(s - reference), in float32.
+// One warp per segment of a row. `weights` holds the dot products on entry, 2^(s - reference) on exit, in float32.
 __global__ void __launch_bounds__(kProductThreads) product_scores(const __grid_constant__ ScoreParams p) {
   const int segments = static_cast<int>(p.weight_stride / kSegment), lane = lane_index(), rows = p.queries.rows;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * (kProductThreads / kWarpSize) + warp_index();
@@ -30,7 +29,7 @@ __global__ void __launch_bounds__(kProductThreads) product_scores(const __grid_c
   for (int m = 0; m < p.prefixes.count; ++m) {
     const int64_t line = static_cast<int64_t>(m) * rows + row;
     float2* place = reinterpret_cast<float2*>(static_cast<float*>(p.weights) + line * p.weight_stride + column);
-    const float2 products = *place;  // past the last candidate they are anything
+    const float2 products = *place;  // undefined past the last candidate
     const float row_scale = p.queries.inverse_norms[m * p.queries.norm_stride + row] * scale;
     float scores[2];
 #pragma unroll

@@ -1,12 +1,11 @@
-// Scores of all Matryoshka prefixes from one product, for 16-bit features on Ampere and newer.
+// Scores of all Matryoshka prefixes in one GEMM, for 16-bit features on Ampere and newer.
 //
 // A block has a tile of 128 queries x 128 candidates, 64 x 64 in each of its 4 warps, whose dot products stay in
-// registers. On the way over the dimensions, at the end of each prefix, they are scaled and folded into that prefix's
-// sums: the dot product over x[:d] is what has been added up by then, so all prefixes cost the product of the longest.
+// registers. The loop over the dims stops at the end of each prefix, where the accumulators are the dot products over
+// x[:d], and folds their scores into the sums of that prefix. So all prefixes cost one GEMM over the longest.
 //
-// Two blocks share an SM (64 KB of shared memory and at most 256 registers a thread): while one folds, the other
-// multiplies. 64 x 64 is the largest tile of a warp whose 128 accumulators leave room for a prefix's 16 scores of a
-// row.
+// Two blocks share an SM (64 KB of shared memory, at most 256 registers per thread): one folds while the other
+// multiplies. 64 x 64 is the largest tile whose 128 accumulators leave registers for the 16 scores of a row.
 #pragma once
 
 #include "contrastive/elements.cuh"
@@ -23,13 +22,13 @@ struct Sm80Scores {
   static constexpr int kSharedBytes = kStages * kStageBytes;
 };
 
-// Goes over the dimensions in steps of kDepth that do not cross from one prefix to the next.
+// Steps of kDepth over the dims that do not cross from one prefix to the next.
 struct DepthWalk {
   int column = 0, prefix = 0;
 
   __device__ bool done(const Prefixes& prefixes) const { return prefix >= prefixes.count; }
   __device__ int chunks(const Prefixes& prefixes) const { return (prefixes.dims[prefix] - column) / 8; }
-  // Whether the step was the last of its prefix.
+  // Returns whether the step was the last of its prefix.
   __device__ bool advance(const Prefixes& prefixes) {
     column += Sm80Scores::kDepth;
     if (column < prefixes.dims[prefix]) return false;
@@ -38,19 +37,19 @@ struct DepthWalk {
   }
 };
 
-// A warp's 64 x 64 dot products: who they belong to.
+// The rows and columns of a warp's 64 x 64 dot products.
 struct ScoreTile {
-  int row, column;     // the first
-  uint32_t masked[4];  // a bit for each of a thread's scores, 16 of a row: the candidate does not count
+  int row, column;     // the first ones
+  uint32_t masked[4];  // a bit per score of a thread, 16 per row: 1 for a masked candidate
 
-  // Whether the diagonal that starts at column `first` of the tile's first row passes through the tile.
+  // Whether the diagonal through column `first` of the tile's first row meets the tile.
   __device__ bool meets_diagonal(int first) const { return first < column + 64 && first + 64 > column; }
 };
 
-// Scores of 16 columns of one row of a warp's tile (row `first + 8 half + lane / 4` of row group m).
+// A lane has 16 columns of row 16 m + 8 half + lane / 4 of a warp's tile.
 constexpr int kColumnsOfLane = 16;
 
-// The bits of candidates that do not exist, or that have the id of the row's own positive without being it.
+// Masks columns past the last candidate, and candidates with the id of the row's own positive that are not it.
 __device__ inline void find_masked(const ScoreParams& p, ScoreTile& tile) {
   const int lane = lane_index();
   const bool compare = p.queries.ids != nullptr && p.candidates.ids != nullptr;
@@ -74,7 +73,7 @@ __device__ inline void find_masked(const ScoreParams& p, ScoreTile& tile) {
   }
 }
 
-// Writes the score of the row's own positive to `own` if it is one of the lane's.
+// Writes the score of the row's own positive to `own` if it is in one of the lane's columns.
 __device__ inline void store_own(const ScoreParams& p, const ScoreTile& tile, const float (&scores)[kColumnsOfLane],
                                  int row, int lane, float* own) {
 #pragma unroll
@@ -84,6 +83,7 @@ __device__ inline void store_own(const ScoreParams& p, const ScoreTile& tile, co
   }
 }
 
+// Bit i of `masked` masks scores[i].
 __device__ inline void apply_mask(float (&scores)[kColumnsOfLane], uint32_t masked) {
 #pragma unroll
   for (int i = 0; i < kColumnsOfLane; ++i) {
@@ -91,7 +91,7 @@ __device__ inline void apply_mask(float (&scores)[kColumnsOfLane], uint32_t mask
   }
 }
 
-// Scales the dot products of prefix m and folds them into its sums; with kStore keeps the weights.
+// Folds the scores of prefix m, its scaled dot products, into its sums; stores the weights if kStore.
 template <class Format, bool kStore>
 __device__ inline void fold_scores(const ScoreParams& p, const ScoreTile& tile, const float (&dots)[4][8][4], int m,
                                    float scale) {
@@ -100,7 +100,7 @@ __device__ inline void fold_scores(const ScoreParams& p, const ScoreTile& tile, 
   const float* candidate_norms = p.candidates.inverse_norms + m * p.candidates.norm_stride + tile.column;
   float column_scales[kColumnsOfLane];
 #pragma unroll
-  for (int i = 0; i < kColumnsOfLane; i += 2) {  // norms are padded with zeros to whole tiles
+  for (int i = 0; i < kColumnsOfLane; i += 2) {  // norms are padded to whole tiles with zeros
     const float2 pair = *reinterpret_cast<const float2*>(candidate_norms + i / 2 * 8 + lane % 4 * 2);
     column_scales[i] = pair.x, column_scales[i + 1] = pair.y;
   }
@@ -124,7 +124,7 @@ __device__ inline void fold_scores(const ScoreParams& p, const ScoreTile& tile, 
     if (near_own && exists) store_own(p, tile, scores, row, lane, p.own + line);
     float reference = quad_max(largest);
     if (p.logsumexp != nullptr) reference = exists ? p.logsumexp[line] : 0.0f;
-    const float shift = reference == kMasked ? 0.0f : reference;  // all are left out: their weights are 0, not 1
+    const float shift = reference == kMasked ? 0.0f : reference;  // all are masked: their weights are 0, not 1
     float sum = 0.0f, weighted = 0.0f;
     uint32_t packed[kColumnsOfLane / 2];
 #pragma unroll
@@ -142,7 +142,7 @@ __device__ inline void fold_scores(const ScoreParams& p, const ScoreTile& tile, 
     if constexpr (kStore) {
       uint16_t* out = static_cast<uint16_t*>(p.weights) + line * p.weight_stride + tile.column;
       const bool odd = lane % 2;
-      // Neighbouring lanes exchange, so that each has 4 columns on end, and 4 lanes fill a sector of 32 bytes.
+      // Neighbouring lanes exchange pairs, so that each has 4 adjacent columns and 4 lanes fill a 32-byte sector.
 #pragma unroll
       for (int n = 0; n < kColumnsOfLane / 2; n += 2) {
         const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? packed[n] : packed[n + 1], 1);
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(Sm80Scores::kThreads, 2) sm80_scores(const __g
   float dots[4][8][4] = {};
   for (int step = 0; !here.done(p.prefixes); ++step) {
     cp_async_wait<kStages - 2>();
-    __syncthreads();  // this step's vectors are there for all, and all are done with those of the step before
+    __syncthreads();  // this step's vectors are visible to all; all have read those of the previous step
     load_next((step + kStages - 1) % kStages);
     cp_async_commit();
     const unsigned char* place = shared + step % kStages * Plan::kStageBytes;

@@ -1,13 +1,13 @@
-// Asynchronous copies from global to shared memory that pass by the registers.
+// Asynchronous copies from global to shared memory, without a pass through registers.
 #pragma once
 
 #include "device/platform.h"
 
 namespace conan_fast {
 
-// cp.async.cg.shared.global [shared], [global], 16, valid ? 16 : 0: 16 bytes, zeros where there is nothing to read.
-// Shared memory is addressed by a start and an offset (see ldmatrix); both addresses are aligned to 16. The data may be
-// read after cp_async_wait and a barrier.
+// cp.async.cg.shared.global [shared], [global], 16, valid ? 16 : 0: 16 bytes, zeros if not valid. The
+// shared address is start + offset (see ldmatrix); both addresses must be aligned to 16. The data may be read after
+// cp_async_wait and a barrier.
 __device__ inline void cp_async_16(unsigned char* start, int offset, const void* global, bool valid) {
 #if defined(CONAN_FAST_EMULATED)
   emulation::check_shared(start + offset, 16, 16, "cp.async");
@@ -40,7 +40,7 @@ __device__ inline void cp_async_commit() {
 #endif
 }
 
-// cp.async.wait_group kGroupsLeft: this thread's own copies, all groups but the last kGroupsLeft, have arrived.
+// cp.async.wait_group kGroupsLeft: waits for this thread's copies, all groups but the last kGroupsLeft.
 template <int kGroupsLeft>
 __device__ inline void cp_async_wait() {
 #if defined(CONAN_FAST_EMULATED)

@@ -1,6 +1,6 @@
-// The tensor core product of one warp, and the loads that feed it.
+// A warp's matrix product on the tensor core, and the loads of its operands.
 //
-// Who holds what, lane = 4 * g + t (g 0..7, t 0..3):
+// The elements (row, column) in each lane = 4 * g + t (g 0..7, t 0..3):
 //   A [16 x 16]  a[0] (g, 2t..2t+1)  a[1] (g + 8, 2t..)  a[2] (g, 2t + 8..)  a[3] (g + 8, 2t + 8..)
 //   B [16 x 8]   b[0] (2t..2t+1, g)  b[1] (2t + 8.., g)
 //   C, D [16 x 8]  [0], [1] (g, 2t..2t+1)  [2], [3] (g + 8, 2t..2t+1)
@@ -23,7 +23,7 @@ struct Operands {
 };
 
 template <class Format>
-void product(void* const lanes[32]) {
+void multiply(void* const lanes[32]) {
   float a[16][16], b[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const auto& mine = *static_cast<const Operands*>(lanes[lane]);
@@ -51,12 +51,12 @@ void product(void* const lanes[32]) {
 }
 
 struct MatrixLoad {
-  const void* row;  // the 16-byte row whose address this lane gives
+  const void* row;  // 16 bytes, at the address from this lane
   uint32_t* out;
 };
 
-// Passes over shared memory, beyond one, to read 8 rows of 16 bytes: rows in the same of the 8 groups of 4 banks are
-// read one after another, the same row once for all that want it.
+// Passes over shared memory, beyond the first, to read 8 rows of 16 bytes. Different rows in the same of the 8 groups
+// of 4 banks take a pass each; lanes that read the same row share a pass.
 inline int bank_conflicts(const void* const (&rows)[8]) {
   unsigned groups = 0;
   for (const void* row : rows) groups |= 1u << (reinterpret_cast<uintptr_t>(row) / 16 % 8);
@@ -98,7 +98,7 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint3
   uint32_t b[2] = {b0, b1};
   emulated_mma::Operands mine{d, a, b};
   constexpr const char* kName = std::is_same_v<Format, Bf16> ? "mma.m16n8k16.bf16" : "mma.m16n8k16.f16";
-  emulation::warp_collective(kName, &mine, emulated_mma::product<Format>);
+  emulation::warp_collective(kName, &mine, emulated_mma::multiply<Format>);
 #else
   if constexpr (std::is_same_v<Format, Bf16>) {
     asm volatile(
@@ -117,8 +117,8 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint3
 }
 
 // ldmatrix.sync.aligned.m8n8.x{2,4}[.trans].shared.b16: lane 8 m + i gives the address of row i of matrix m;
-// register m then holds elements (g, 2t..2t+1) of matrix m, or (2t..2t+1, g) with .trans. The address is given as a
-// start and an offset: added up in 32 bits they take half the registers of a generic pointer.
+// register m then holds elements (g, 2t..2t+1) of matrix m, or (2t..2t+1, g) with .trans. The address is start +
+// offset, added in 32 bits, which takes half the registers of a generic pointer.
 template <int kMatrices, bool kTransposed>
 __device__ inline void ldmatrix(uint32_t (&out)[kMatrices], const unsigned char* start, int offset) {
   static_assert(kMatrices == 2 || kMatrices == 4);

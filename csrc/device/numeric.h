@@ -1,4 +1,4 @@
-// The 16-bit formats: packed conversions, and exp2 / log2 as the special function unit computes them.
+// The 16-bit formats with their packed conversions, and exp2 and log2 of the special function unit.
 #pragma once
 
 #include <cmath>
@@ -7,6 +7,8 @@
 #include "device/platform.h"
 
 namespace conan_fast {
+
+constexpr float kLog2E = 1.4426950408889634f;
 
 #if defined(CONAN_FAST_EMULATED)
 namespace emulated_formats {
@@ -37,8 +39,8 @@ inline uint16_t fp16_from_float(float value) {
   uint32_t sign = (bits >> 16) & 0x8000u;
   uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return 0x7fff;
-  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more: infinity
-  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 leaves the value, rounded, in the last bits
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // from 65520 on: infinity
+  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 leaves the rounded value in the last bits
     uint32_t shifted = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000u;
     return static_cast<uint16_t>(sign | shifted);
   }
@@ -61,7 +63,7 @@ inline float flushed(float value) { return std::fabs(value) < 0x1p-126f ? std::c
 }  // namespace emulated_formats
 #endif
 
-// Element formats. Two elements share a 32-bit register, the one of lower index in the lower half.
+// Element formats. A 32-bit register holds two elements, the one of lower index in the lower half.
 struct Bf16 {
   // cvt.rn.bf16x2.f32
   static __device__ inline uint32_t pack(float low, float high) {

@@ -1,4 +1,4 @@
-// The CUDA names, from CUDA or from the CPU emulation. Kernels include this and nothing of either.
+// The CUDA names, from CUDA or from the CPU emulation. Kernels include this header, never one of theirs.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Tiles in shared memory and the products of one warp on them, by mma.m16n8k16.
+// Tiles in shared memory and a warp's matrix products of them, by mma.m16n8k16.
 #pragma once
 
 #include "device/copy.h"
@@ -7,10 +7,10 @@
 
 namespace conan_fast {
 
-// [kRows][kColumns] 16-bit elements in chunks of 16 bytes. ldmatrix reads one chunk of 8 successive rows at a time, and
-// these must lie in 8 different groups of 4 banks. Rows of an odd multiple of 2^n chunks start in 8 / 2^n different
-// groups (n <= 3); flipping the n low bits of the chunk by the row makes them 8. So a row of head_dim 112 takes 112
-// elements, not 128: 14 chunks, one bit flipped every 4 rows.
+// [kRows][kColumns] 16-bit elements in chunks of 16 bytes. ldmatrix reads a chunk of 8 successive rows at a time;
+// without bank conflicts these are in 8 different groups of 4 banks. Rows of an odd multiple of 2^n chunks start in 8 /
+// 2^n different groups (n <= 3); XOR of the chunk's n low bits with row bits makes them 8. So a row of head_dim 112
+// takes 112 elements without padding to 128: 14 chunks, one bit flipped every 4 rows.
 template <int kRows_, int kColumns_>
 struct SharedTile {
   static constexpr int kRows = kRows_, kColumns = kColumns_;
@@ -25,9 +25,9 @@ struct SharedTile {
   static __device__ int offset(int row, int chunk) { return row * kRowBytes + (chunk ^ flip(row)) * 16; }
 };
 
-// The offset of chunk (row + lane_row, chunk + lane_chunk), where row is a multiple of 8, chunk is even, both known at
-// compile time, and lane_chunk is 0 or 1 (or chunk is 0). It takes one register, at most one XOR, and an immediate of
-// the instruction that uses it: rows start at multiples of what is flipped.
+// The offset of chunk (row + lane_row, chunk + lane_chunk) in one register, at most one XOR and an immediate of the
+// instruction that uses it. row (a multiple of 8) and chunk (even) are compile-time constants; lane_chunk is 0 or 1, or
+// chunk is 0.
 template <class Tile>
 struct LaneOffset {
   int base;
@@ -38,9 +38,9 @@ struct LaneOffset {
   }
 };
 
-// Starts copying rows 0..kRows - 1 of `source` to a tile; rows from valid_rows on, and chunks of 8 columns from
-// valid_chunks on, become zero. 4, 8 or 16 threads a row (of 16, head_dim 112 leaves 2 idle), so that addresses advance
-// by a constant.
+// Starts copying rows 0..kRows - 1 of `source` to a tile. Rows from valid_rows on, and chunks of 8 columns from
+// valid_chunks on, become zero. 4, 8 or 16 threads per row (2 of 16 idle at head_dim 112), so that addresses advance by
+// a constant.
 template <class Tile, int kThreads>
 __device__ inline void load_rows(unsigned char* tile, const uint16_t* source, int64_t row_stride, int valid_rows,
                                  int valid_chunks = Tile::kChunks) {
@@ -50,7 +50,7 @@ __device__ inline void load_rows(unsigned char* tile, const uint16_t* source, in
   const int thread = thread_index(), chunk = thread % kThreadsPerRow, first = thread / kThreadsPerRow;
   if (chunk >= Tile::kChunks) return;
   const LaneOffset<Tile> to(first, chunk);
-  const uint16_t* place = source + first * row_stride + chunk * 8;  // past the end it is counted, but not read
+  const uint16_t* place = source + first * row_stride + chunk * 8;  // computed but not read past the end
 #pragma unroll
   for (int i = 0; i < Tile::kRows / kRowsAtOnce; ++i) {
     cp_async_16(tile, to.at(i * kRowsAtOnce, 0), place, first + i * kRowsAtOnce < valid_rows && chunk < valid_chunks);
@@ -58,7 +58,7 @@ __device__ inline void load_rows(unsigned char* tile, const uint16_t* source, in
   }
 }
 
-// Rows a_row.. of A times rows b_row.. of B transposed, both in shared memory: sum[m][n] += A B^T, over all columns.
+// sum[m][n] += A B^T over all columns, of rows a_row.. of A and rows b_row.. of B, both in shared memory.
 template <class Format, class TileA, class TileB, int kM, int kN>
 __device__ inline void multiply_by_transposed(float (&sum)[kM][kN][4], const unsigned char* a, int a_row,
                                               const unsigned char* b, int b_row) {
@@ -66,8 +66,8 @@ __device__ inline void multiply_by_transposed(float (&sum)[kM][kN][4], const uns
   const int lane = lane_index();
   const LaneOffset<TileA> from_a(a_row + lane % 16, lane / 16);
   const LaneOffset<TileB> from_b(b_row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
-  // 128 columns go in two rounds of 64: with all steps in one piece the compiler starts so many loads ahead that
-  // registers run out (8 to 60 bytes spilled in the forward kernel).
+  // 128 columns take two rounds of 64: with all steps unrolled the compiler hoists so many loads that registers spill
+  // (8 to 60 bytes in the forward kernel).
   constexpr int kSteps = TileA::kColumns / 16, kRounds = kSteps == 8 ? 2 : 1;
 #pragma unroll 1
   for (int round = 0; round < kRounds; ++round) {
@@ -90,7 +90,7 @@ __device__ inline void multiply_by_transposed(float (&sum)[kM][kN][4], const uns
   }
 }
 
-// 16 columns (k) of the left operand times 16 rows of B from b_row on, columns from 8 b_chunk on: sum[m][n] += A B.
+// sum[m][n] += A B, of 16 columns (k) of the left operand and 16 rows of B from b_row on, columns from 8 b_chunk on.
 template <class Format, class TileB, int kM, int kN>
 __device__ inline void multiply_step(float (&sum)[kM][kN][4], const uint32_t (&left)[kM][4], const unsigned char* b,
                                      int b_row, int b_chunk = 0) {
@@ -99,7 +99,7 @@ __device__ inline void multiply_step(float (&sum)[kM][kN][4], const uint32_t (&l
 #pragma unroll
   for (int n = 0; n + 1 < kN; n += 2) {
     uint32_t right[4];
-    // A b_chunk that is not known at compile time may be odd (head_dim 112 in two halves of 7 chunks).
+    // A run-time b_chunk may be odd (head_dim 112 in two halves of 7 chunks).
     int offset = b_chunk == 0 ? from_b.at(b_row, n) : TileB::offset(b_row + lane % 16, b_chunk + n + lane / 16);
     ldmatrix<4, true>(right, b, offset);
 #pragma unroll
@@ -116,11 +116,12 @@ __device__ inline void multiply_step(float (&sum)[kM][kN][4], const uint32_t (&l
   }
 }
 
-// The left operand is a product's result, rounded to 16 bits: sum[m][n] += left B, B with 8 kK rows.
+// sum[m][n] += left B, where `left` holds the accumulators of another matrix product, here rounded to 16 bits, and B
+// has 8 kK rows.
 //
-// All of it is rounded first, and the columns of B are the outer loop: rounding in each step instead keeps up to 64
-// registers of fp32 alive (56 bytes spilled in the forward kernel at head_dim 128 on sm_90a). Four accumulators at a
-// time, so that one product need not wait for the one before.
+// All of `left` is rounded first, and the columns of B are the outer loop: rounding in each step would keep up to 64
+// fp32 registers alive (56 bytes spilled in the forward kernel at head_dim 128 on sm_90a). Four accumulators at a time,
+// so that successive mma instructions are independent.
 template <class Format, class TileB, int kM, int kK, int kN>
 __device__ inline void multiply_registers(float (&sum)[kM][kN][4], const float (&left)[kM][kK][4],
                                           const unsigned char* b) {
@@ -158,8 +159,8 @@ __device__ inline void multiply_registers(float (&sum)[kM][kN][4], const float (
   }
 }
 
-// Writes a warp's result of 16 kM rows, times a factor per row half, to its rows of a tile, then from there to rows of
-// global memory in whole chunks; rows from valid_rows on are left out. The tile's rows must be this warp's own.
+// Writes a warp's 16 kM accumulator rows, times a factor per row half, to its rows of a tile, then from there in whole
+// chunks to global memory, up to row valid_rows. No other warp may use these rows of the tile.
 template <class Format, class Tile, int kM, int kN>
 __device__ inline void store_rows(const float (&sum)[kM][kN][4], const float (&factor)[kM][2], unsigned char* tile,
                                   int tile_row, uint16_t* target, int64_t row_stride, int valid_rows) {

@@ -1,12 +1,12 @@
-// Which thread of the block this is.
+// The index of the thread in its block.
 #pragma once
 
 #include "device/platform.h"
 
 namespace conan_fast {
 
-// threadIdx.x of a one-dimensional block, read where it is asked for: what is made from it (places in tiles, rows,
-// columns) is then made where it is used and not kept in registers all through a loop. On the GPU mov.u32 %tid.x.
+// threadIdx.x of a one-dimensional block (mov.u32 %tid.x), read anew in each call: offsets, rows and columns that
+// follow from it are then recomputed where they are used and not kept in registers throughout a loop.
 __device__ inline int thread_index() {
 #if defined(CONAN_FAST_EMULATED)
   return static_cast<int>(threadIdx.x);

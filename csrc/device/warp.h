@@ -1,11 +1,11 @@
-// Reductions among lanes: the 4 that share a row of an mma accumulator, or all 32.
+// Reductions over lanes: the 4 that share a row of an mma accumulator, or all 32.
 #pragma once
 
 #include "device/platform.h"
 
 namespace conan_fast {
 
-// Over the 4 lanes 4g..4g+3 (shfl.sync.bfly); every one of them gets the result.
+// Over the lanes 4g..4g+3 (shfl.sync.bfly). Each of them gets the result.
 __device__ inline float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
@@ -16,7 +16,7 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// Over the warp; every lane gets the result.
+// Over the warp. Each lane gets the result.
 __device__ inline float warp_max(float x) {
   for (int step = kWarpSize / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
   return x;

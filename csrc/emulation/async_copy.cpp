@@ -18,7 +18,7 @@ void AsyncCopies::wait(int groups_left) {
     if (valid_bytes > 0) std::memcpy(copy.shared, copy.global, valid_bytes);  // global may be null if nothing is valid
     std::memset(static_cast<char*>(copy.shared) + valid_bytes, 0, static_cast<size_t>(copy.bytes) - valid_bytes);
   }
-  // A pipeline never drains, so what has arrived goes away when it is the larger part.
+  // A pipeline may never drain, so arrived copies are erased once they are the larger part.
   if (2 * first_ >= copies_.size()) {
     copies_.erase(copies_.begin(), copies_.begin() + static_cast<std::ptrdiff_t>(first_));
     first_ = 0;

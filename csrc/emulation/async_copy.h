@@ -1,4 +1,4 @@
-// The cp.async copies of one thread that are under way.
+// The cp.async copies of one thread that have not arrived.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +24,8 @@ class AsyncCopies {
   };
 
   std::vector<Copy> copies_;
-  size_t first_ = 0;    // the oldest one that has not arrived
-  int open_group_ = 0;  // takes the copies until the next commit
+  size_t first_ = 0;    // the oldest copy that has not arrived
+  int open_group_ = 0;  // the group of the copies until the next commit
 };
 
 }  // namespace emulation

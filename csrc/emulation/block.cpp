@@ -20,7 +20,7 @@ void Block::run(Launch& launch, uint3 index) {
   choose_next(first);
   enter(first);
   Fiber::switch_to(host_, *current_->fiber);
-  // Back here when a thread found an error or no thread can move.
+  // Returns here when a thread has found an error or no thread can run.
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   if (alive_ > 0) throw KernelError(deadlock());
   ++launch.blocks;
@@ -49,7 +49,7 @@ void Block::start_threads() {
     const int lanes = std::min(kWarpSize, thread_count_ - w * kWarpSize);
     Warp& warp = warps_[static_cast<size_t>(w)];
     warp.ready = kAllLanes >> (kWarpSize - lanes);
-    warp.exited = ~warp.ready;  // lanes that do not exist are like lanes that have exited
+    warp.exited = ~warp.ready;  // absent lanes count as exited
     warp.meeting_count = 0;
   }
   ready_warps_ = kAllLanes >> (kMaxWarps - warp_count_);
@@ -65,7 +65,7 @@ void Block::thread_main(void* argument) {
   } catch (...) {
     block.error_ = std::current_exception();
   }
-  // Not inside of the handler: the C++ runtime counts those by host thread, not by fiber.
+  // Outside of the handler: the C++ runtime counts active handlers per host thread, not per fiber.
   if (block.error_) Fiber::switch_to(*block.current_->fiber, block.host_);
   block.give_way();
 }
@@ -103,7 +103,7 @@ void Block::meet(const char* name, Lanes mask, bool all_must_live, void* mine, C
     if (meeting.mask == mask && meeting.combine == combine && same(meeting.name, name)) {
       mine_is = m;
     } else if ((meeting.mask & me) != 0 && (mask & meeting.arrived) != 0) {
-      // Each waits for the other. If only one of them did, the other's lanes might come here later.
+      // Each waits for the other. If only one did, the other's lanes could still arrive here.
       fail("divergent collective: the lane comes to %s (mask 0x%08x), the others are at: %s", name, mask,
            places(rank_ / kWarpSize).c_str());
     }
@@ -166,10 +166,10 @@ void Block::release(Barrier& barrier) {
     if (barrier.lanes[w] != 0) ready_warps_ |= 1u << w;
   }
   barrier = Barrier{};
-  moving_warp_ = -1;  // any of them may be the first behind the barrier
+  moving_warp_ = -1;  // any warp may be the first to pass the barrier
 }
 
-// Goes on with another thread, or with the host if no thread can move, until something comes back to this one.
+// Switches to another thread, or to the host if no thread can run. Returns when the scheduler chooses this thread.
 void Block::give_way() {
   Fiber& mine = *current_->fiber;
   const int me = rank_;

@@ -1,4 +1,4 @@
-// The block that runs: which of its threads are where, and which of them moves next.
+// The running block: where each of its threads is, and which one runs next.
 #pragma once
 
 #include <array>
@@ -23,7 +23,7 @@ constexpr int kMaxWarps = kMaxThreads / kWarpSize;
 constexpr int kNamedBarriers = 16;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-using Lanes = uint32_t;  // one bit for each lane of a warp
+using Lanes = uint32_t;  // one bit per lane of a warp
 using Combine = void (*)(void* const lanes[kWarpSize]);
 
 struct BarrierCall {
@@ -38,7 +38,7 @@ struct Thread {
   BarrierCall barrier_call{nullptr, 0};  // while it waits at a barrier
 };
 
-// Lanes that wait for each other in a collective. Lanes in different branches may have one each.
+// Lanes that wait for each other in a collective. A warp has several if lanes in different branches wait.
 struct Meeting {
   const char* name;
   Lanes mask, arrived;
@@ -59,7 +59,7 @@ struct Barrier {
   std::array<Lanes, kMaxWarps> lanes{};
 };
 
-// A host thread has one of these and uses it for all launches: the fibers are what is worth keeping.
+// Each host thread has one Block, which it reuses for all launches to keep the fibers.
 class Block {
  public:
   Block() = default;
@@ -73,10 +73,10 @@ class Block {
     long blocks = 0, collectives = 0, bank_conflicts = 0, matrix_products = 0;
   };
 
-  // Runs the block at blockIdx `index` from its start to its end, or throws.
+  // Runs the block at blockIdx `index` to its end, or throws.
   void run(Launch& launch, uint3 index);
 
-  // ---- From the running thread
+  // ---- Called by the running thread
   void meet(const char* name, Lanes mask, bool all_must_live, void* mine, Combine combine);
   void wait_at_barrier(int id, int expected, BarrierCall call);
   AsyncCopies& copies() { return current_->copies; }
@@ -102,9 +102,9 @@ class Block {
   Launch* launch_ = nullptr;
   int thread_count_ = 0, warp_count_ = 0;
   int alive_ = 0;  // threads that have not exited
-  int rank_ = 0;   // of the thread that runs
+  int rank_ = 0;   // of the running thread
   Thread* current_ = nullptr;
-  int moving_warp_ = -1;  // the one that runs as far ahead as it can
+  int moving_warp_ = -1;  // the warp that runs as far ahead as it can
   uint32_t ready_warps_ = 0;
   std::array<Warp, kMaxWarps> warps_;
   std::array<Barrier, kNamedBarriers> barriers_;

@@ -1,4 +1,4 @@
-// Who waits where, in words.
+// Error texts: which threads wait where.
 #include <cstring>
 
 #include "emulation/block.h"

@@ -10,8 +10,8 @@
 #include "emulation/emulation.h"
 #include "emulation/vector_types.h"
 
-// ---- Keywords. __restrict__ is one of the host compiler's own. __noinline__ is left out: the standard library uses it
-// as the name of an attribute.
+// ---- Keywords. __restrict__ is a keyword of the host compiler. __noinline__ is missing: the standard library has an
+// attribute of that name.
 #define __global__
 #define __device__
 #define __host__
@@ -20,17 +20,17 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// One block runs at a time on a host thread, so one copy for each host thread is one copy for each block.
+// A host thread runs one block at a time, so one copy per host thread is one copy per block.
 #define __shared__ static thread_local
 
-// ---- Built-in variables. Set at every switch between fibers; all fibers of a launch belong to one host thread.
+// ---- Built-in variables, set at every switch between fibers. All fibers of a launch belong to one host thread.
 inline thread_local uint3 threadIdx{0, 0, 0};
 inline thread_local uint3 blockIdx{0, 0, 0};
 inline thread_local dim3 blockDim{1, 1, 1};
 inline thread_local dim3 gridDim{1, 1, 1};
 constexpr int warpSize = 32;
 
-// ---- Barriers and fences. Fibers switch only where they wait, so memory is always in order.
+// ---- Barriers and fences. Fibers switch only where they wait, so memory accesses are in program order.
 #define __syncthreads() ::emulation::block_barrier(__FILE__, __LINE__)
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
@@ -41,7 +41,7 @@ inline void __threadfence_block() {}
 
 [[noreturn]] inline void __trap() { emulation::fail("__trap()"); }
 
-// ---- Exchange between the lanes of a warp
+// ---- Data exchange between the lanes of a warp
 namespace emulation {
 
 struct Shuffle {
@@ -95,8 +95,7 @@ inline Vote vote(const char* name, unsigned mask, int predicate) {
 
 }  // namespace emulation
 
-// A width below 32 splits the warp into segments; a source past the end of the lane's own segment gives the lane's own
-// value.
+// A width below 32 splits the warp into segments. A source outside of the lane's segment gives the lane's own value.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   const int segment = emulation::lane_rank() & ~(width - 1);
@@ -134,7 +133,7 @@ inline int __all_sync(unsigned mask, int predicate) {
   return result.ballot == result.voters;
 }
 
-// ---- Atomics: plain, since fibers do not switch inside of them. All return the old value.
+// ---- Atomics: plain code, since fibers do not switch inside of them. All return the old value.
 namespace emulation {
 
 template <class T>
@@ -152,7 +151,7 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) { return emulation:
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
   return emulation::replace(address, *address + value);
 }
-inline int atomicAdd(int* address, int value) {  // wraps, as on the device
+inline int atomicAdd(int* address, int value) {  // wraps around, as on the device
   return emulation::replace(address, static_cast<int>(static_cast<unsigned>(*address) + static_cast<unsigned>(value)));
 }
 inline int atomicMax(int* address, int value) { return emulation::replace(address, std::max(*address, value)); }
@@ -212,5 +211,5 @@ constexpr unsigned min(unsigned a, unsigned b) { return b < a ? b : a; }
 constexpr unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
 constexpr long long min(long long a, long long b) { return b < a ? b : a; }
 constexpr long long max(long long a, long long b) { return a < b ? b : a; }
-inline float min(float a, float b) { return std::fmin(a, b); }  // the number, if one is NaN
+inline float min(float a, float b) { return std::fmin(a, b); }  // if one is NaN, the other
 inline float max(float a, float b) { return std::fmax(a, b); }

@@ -1,4 +1,4 @@
-// What emulation.h offers, on top of the block that runs.
+// The functions of emulation.h, by the running block.
 #include "emulation/emulation.h"
 
 #include <atomic>
@@ -16,7 +16,7 @@
 namespace emulation {
 namespace {
 
-constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block, from sm_90 on
+constexpr size_t kMaxSharedBytes = 227 * 1024;  // per block, on sm_90
 
 std::atomic<uint64_t> seed{0};
 std::mutex statistics_mutex;
@@ -32,7 +32,7 @@ struct Running {
   ~Running() { running = nullptr; }
 };
 
-// Kept for the stacks in it.
+// Reused for its fibers.
 Block& block_of_this_thread() {
   static thread_local std::unique_ptr<Block> block;
   if (!block) block = std::make_unique<Block>();
@@ -57,7 +57,7 @@ void check_configuration(dim3 grid, dim3 block, size_t shared_bytes) {
   }
 }
 
-// The numbers of the grid's blocks in random order.
+// The linear indices of the grid's blocks in random order.
 std::vector<uint32_t> block_order(dim3 grid, Random& random) {
   const uint64_t count = uint64_t{grid.x} * grid.y * grid.z;
   if (count > 0xffffffffu) throw KernelError("launch: grid " + text(grid) + " has too many blocks for the emulation");

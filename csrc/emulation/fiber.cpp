@@ -1,8 +1,8 @@
-// Switching takes 11 ns with _setjmp and _longjmp, and 250 ns with swapcontext, which makes a system call (x86-64,
-// glibc 2.36, -O2). So ucontext only makes the stacks.
+// A switch takes 11 ns with _setjmp and _longjmp, and 250 ns with swapcontext, which makes a system call (x86-64, glibc
+// 2.36, -O2). So ucontext only creates the stacks.
 //
-// _FORTIFY_SOURCE, which some compilers set by themselves, would turn _longjmp into a version that ends the process
-// when it meets another stack. The C library's headers look at the macro, so it is undefined here, for this file alone.
+// With _FORTIFY_SOURCE, which some compilers define by default, _longjmp to another stack aborts the process. So the
+// macro is undefined in this file, before the C library's headers.
 #undef _FORTIFY_SOURCE
 
 #include "emulation/fiber.h"
@@ -31,15 +31,15 @@
 namespace emulation {
 namespace {
 
-// The fiber that this host thread left last.
+// The fiber that this host thread last switched from.
 thread_local Fiber* left = nullptr;
 
 #if EMULATION_ASAN
 
 using Jump = void(std::jmp_buf, int);
 
-// AddressSanitizer puts a _longjmp of its own before the C library's, which forgets the red zones of the stack that it
-// leaves. That is for programs that do not tell it of their fibers. Here it is told, so the C library's own is called.
+// AddressSanitizer's _longjmp replaces the C library's and clears the red zones of the stack that it leaves, for
+// programs that do not announce their fibers to it. This file does announce them, so it calls the C library's function.
 Jump* find_jump() {
   void* library = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD);
   void* function = library == nullptr ? nullptr : dlsym(library, "_longjmp");
@@ -67,7 +67,7 @@ Fiber::Fiber(int number, void (*entry)(void*), void* argument) : entry_(entry), 
   if (mapping_ == MAP_FAILED) throw std::bad_alloc();
   mprotect(mapping_, page, PROT_NONE);
   bottom_ = static_cast<char*>(mapping_) + page;
-  // Stacks that end at the same place in a page would compete for the same few lines of the first-level cache.
+  // Stacks that end at the same offset in a page would compete for the same few lines of the L1 cache.
   stack_bytes_ = kStackBytes - static_cast<size_t>(number) * 320 % 4096;
 
   ucontext_t context;
@@ -75,10 +75,10 @@ Fiber::Fiber(int number, void (*entry)(void*), void* argument) : entry_(entry), 
   context.uc_stack.ss_sp = const_cast<void*>(bottom_);
   context.uc_stack.ss_size = stack_bytes_;
   context.uc_link = nullptr;
-  const auto self = reinterpret_cast<uintptr_t>(this);  // makecontext passes on ints only
+  const auto self = reinterpret_cast<uintptr_t>(this);  // makecontext passes only ints
   makecontext(&context, reinterpret_cast<void (*)()>(&Fiber::first_entry), 2, static_cast<unsigned>(self >> 32),
               static_cast<unsigned>(self));
-  // first_entry comes back at once, through here_, with start_ set.
+  // first_entry sets start_ and jumps back to here_ at once.
   if (_setjmp(here_) == 0) setcontext(&context);
   at_start_ = true;
 }
@@ -86,7 +86,7 @@ Fiber::Fiber(int number, void (*entry)(void*), void* argument) : entry_(entry), 
 Fiber::~Fiber() {
   if (mapping_ == nullptr) return;
 #if EMULATION_ASAN
-  __asan_unpoison_memory_region(bottom_, kStackBytes);  // whatever is mapped here next
+  __asan_unpoison_memory_region(bottom_, kStackBytes);  // for the next mapping at this address
 #endif
   munmap(mapping_, static_cast<size_t>(sysconf(_SC_PAGESIZE)) + kStackBytes);
 }
@@ -120,7 +120,7 @@ EMULATION_NO_ASAN void Fiber::switch_to(Fiber& from, Fiber& to) {
 
 EMULATION_NO_ASAN inline void Fiber::arrived([[maybe_unused]] Fiber* from) {
 #if EMULATION_ASAN
-  // A thread's own stack is known only now, when it has been left.
+  // Only now, after the switch, is the stack of a host thread known.
   __sanitizer_finish_switch_fiber(fake_stack_, &from->bottom_, &from->stack_bytes_);
 #endif
 }

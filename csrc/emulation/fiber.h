@@ -1,4 +1,4 @@
-// A stack of its own that a host thread can go on with: all that the scheduler needs from the machine.
+// A stack that a host thread can switch to: the machine-dependent part of the scheduler.
 #pragma once
 
 #include <csetjmp>
@@ -8,22 +8,23 @@ namespace emulation {
 
 class Fiber {
  public:
-  static constexpr size_t kStackBytes = 256 * 1024;  // a few KB of local arrays at -O0 under AddressSanitizer fit well
+  static constexpr size_t kStackBytes =
+      256 * 1024;  // enough for a few KB of local arrays at -O0 under AddressSanitizer
 
-  // Stands for the stack on which the calling thread runs.
+  // Represents the stack of the calling thread.
   Fiber() = default;
-  // A stack on which entry(argument) will run. entry must never return: it ends by switching elsewhere. `number` tells
-  // fibers that take turns apart.
+  // A new stack, on which entry(argument) will run. entry must not return; it ends with a switch to another fiber.
+  // `number` differs among the fibers of a block.
   Fiber(int number, void (*entry)(void*), void* argument);
   ~Fiber();
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // The next switch to this fiber starts its entry anew. What was on its stack is dropped without running destructors,
-  // which device code does not have. Cheap, so that stacks are made once for all blocks and launches of a host thread.
+  // The next switch to this fiber calls entry again. Destructors of objects on its stack do not run; device code has
+  // none. Cheap, so that a host thread reuses its stacks for all blocks and launches.
   void rewind();
 
-  // Leaves the running fiber `from` for `to`. Returns when something switches back to `from`.
+  // Switches from the running fiber `from` to `to`. Returns after a switch back to `from`.
   static void switch_to(Fiber& from, Fiber& to);
 
  private:
@@ -35,7 +36,7 @@ class Fiber {
   void* mapping_ = nullptr;  // a guard page, then the stack
   const void* bottom_ = nullptr;
   size_t stack_bytes_ = 0;
-  void* fake_stack_ = nullptr;  // AddressSanitizer's, for what it finds after a function's return
+  void* fake_stack_ = nullptr;  // AddressSanitizer's, for its use-after-return check
   bool at_start_ = false;
   std::jmp_buf start_;
   std::jmp_buf here_;

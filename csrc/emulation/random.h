@@ -1,4 +1,4 @@
-// Random choices of the scheduler: the same from the same seed with every compiler and C library.
+// Random choices of the scheduler. A seed gives the same sequence with every compiler and C library.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +20,14 @@ class Random {
   // In [0, count)
   uint32_t below(uint32_t count) { return static_cast<uint32_t>((next() >> 32) * count >> 32); }
 
-  // One of the set bits of `bits`, which has at least one: its position.
+  // The position of a random set bit of `bits`, which must not be 0.
   int bit_of(uint32_t bits) {
-    // Running sums over 2, 4, 8 and 16 bits, then down again to the bit of the wanted rank. A table or a loop over the
-    // set bits takes longer, and choosing the next set bit from a random place on would favour bits after gaps.
+    // Bit counts over groups of 2, 4, 8 and 16 bits, then a binary search for the bit of the chosen rank. A table or a
+    // loop over the set bits is slower; the next set bit from a random position on would favour bits after gaps.
     const uint32_t twos = bits - ((bits >> 1) & 0x55555555u);
     const uint32_t fours = (twos & 0x33333333u) + ((twos >> 2) & 0x33333333u);
     const uint32_t eights = (fours + (fours >> 4)) & 0x0f0f0f0fu;
-    const uint32_t sums = eights * 0x01010101u;  // byte i: set bits in bytes 0 to i
+    const uint32_t sums = eights * 0x01010101u;  // byte i: the count of set bits in bytes 0 to i
     uint32_t rank = below(sums >> 24), position = 0;
     const auto descend = [&](uint32_t count, uint32_t width) {
       const bool above = rank >= count;

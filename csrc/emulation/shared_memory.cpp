@@ -15,10 +15,10 @@ constexpr size_t kAlignment = 1024;
 constexpr size_t kCanaryBytes = EMULATION_ASAN ? 0 : 1024;
 static_assert(kCanaryBytes % kAlignment == 0, "the memory itself keeps the alignment");
 
-// Neither what fresh memory holds nor a number that kernels compute.
+// A value that neither fresh memory nor a kernel's results are likely to have.
 constexpr unsigned char kCanary = 0xa5;
 
-// Of bytes with a wrong value: the lowest, or `count`.
+// The index of the first byte that is not the canary, or `count`.
 size_t first_wrong(const char* bytes, size_t count) {
   size_t i = 0;
   while (i < count && static_cast<unsigned char>(bytes[i]) == kCanary) ++i;
@@ -43,7 +43,7 @@ void SharedMemory::fill() {
 }
 
 std::string SharedMemory::problem(const void* pointer, size_t bytes, size_t alignment) const {
-  // As numbers: comparing pointers into different objects is undefined.
+  // As integers: comparison of pointers into different objects is undefined.
   const auto begin = reinterpret_cast<uintptr_t>(data_), at = reinterpret_cast<uintptr_t>(pointer);
   if (at < begin || at > begin + bytes_ || bytes > begin + bytes_ - at) {
     const auto offset = static_cast<int64_t>(at - begin);

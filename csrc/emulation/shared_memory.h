@@ -1,4 +1,4 @@
-// The dynamic shared memory of a launch; its blocks use it one after another.
+// The dynamic shared memory of a launch, which its blocks use one after another.
 #pragma once
 
 #include <cstddef>
@@ -16,14 +16,14 @@ class SharedMemory {
   char* data() const { return data_; }
   size_t size() const { return bytes_; }
 
-  // Before each block.
+  // Fills it with 0xFF; called before each block.
   void fill();
 
-  // What is wrong with [pointer, pointer + bytes), or an empty string.
+  // The error text for an access to [pointer, pointer + bytes), or an empty string.
   std::string problem(const void* pointer, size_t bytes, size_t alignment) const;
 
-  // After each block: where the bytes around the memory were overwritten, or an empty string. AddressSanitizer, which
-  // guards them itself, reports the access instead.
+  // Called after each block: where bytes around the memory were overwritten, or an empty string. Under AddressSanitizer
+  // always empty: it reports the access itself.
   std::string overwritten() const;
 
  private:
