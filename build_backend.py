@@ -1,8 +1,8 @@
-"""The build backend that pyproject.toml names: setuptools, plus the decision what is compiled and what that takes.
+"""The build backend of pyproject.toml: setuptools, and the plan of what is compiled with which requirements.
 
-The environment decides:
-  CONAN_FAST_CUDA        1: build the kernels or fail; 0: never; unset: if there is an nvcc or an NVIDIA driver
-  CUDA_HOME, PATH        where nvcc is looked for
+Environment variables:
+  CONAN_FAST_CUDA        1: build the kernels or fail; 0: do not; unset: build them if nvcc or an NVIDIA driver is found
+  CUDA_HOME, PATH        where nvcc is searched
   CONAN_FAST_CUDA_ARCHS  for example "80;90a" or "sm_80,sm_90a+PTX"; the default is "80+PTX;90a"
 """
 
@@ -26,10 +26,9 @@ from setuptools.build_meta import *  # noqa: F403  (every hook that is not defin
 OLDEST_NVCC = (12, 4)
 DEFAULT_ARCHITECTURES = "80+PTX;90a"
 BUILD_TOOLS = ["cmake>=3.24", "ninja>=1.10", "pybind11>=2.13,<4"]
-# NVIDIA's compiler from PyPI. One toolkit in parts: the driver program, ptxas and linker; the headers that nvcc itself
-# includes; the device code generator (cicc) with libdevice; the runtime's headers and static library; CCCL, whose
-# nv/target CUDA's own headers include. They are one release; nvcc's requirements on the others carry no version, so
-# each is pinned here.
+# NVIDIA's compiler from PyPI: nvcc with ptxas and the linker; the headers that nvcc includes; the device code generator
+# (cicc) with libdevice; the runtime's headers and static library; CCCL, whose nv/target CUDA's headers include. All are
+# of one release. nvcc's own requirements have no versions, so each is pinned here.
 COMPILER_WHEELS = [
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-cuda-crt==13.0.88",
@@ -52,7 +51,7 @@ class Nvcc:
 class Plan:
     """What is built: kernels with `nvcc`, with the compiler of COMPILER_WHEELS, or for `no_cuda_reason` not at all."""
 
-    architectures: list[str]  # names as nvcc's: sm_80 is machine code, compute_80 is PTX
+    architectures: list[str]  # in nvcc's names: sm_80 is machine code, compute_80 is PTX
     nvcc: Nvcc | None = None
     compiler_wheels: bool = False
     no_cuda_reason: str | None = None
@@ -63,7 +62,7 @@ class Plan:
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the build with one line: SystemExit, because pip would show any other exception with its stack."""
+    """Ends the build with one line. SystemExit, because pip shows the stack of any other exception."""
     raise SystemExit(f"error: conan_fast: {message}")
 
 
@@ -73,7 +72,7 @@ def parse_architectures(text: str) -> list[str]:
     for item in filter(None, re.split(r"[;,\s]+", text.strip())):
         match = re.fullmatch(r"(?:sm_)?(\d{2,3})([af]?)(\+PTX)?", item)
         if match is None:
-            fail(f'CONAN_FAST_CUDA_ARCHS has {item!r}; it takes a list such as "80;90a" or "sm_80,sm_90a+PTX"')
+            fail(f'CONAN_FAST_CUDA_ARCHS has {item!r}; expected a list such as "80;90a" or "sm_80,sm_90a+PTX"')
         if int(match[1]) < 80:
             fail(f"CONAN_FAST_CUDA_ARCHS has {item!r}; the kernels need sm_80 (Ampere) or newer")
         machine_code.append(f"sm_{match[1]}{match[2]}")
@@ -96,7 +95,7 @@ def nvcc_of(path: Path) -> Nvcc:
     try:
         output = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        fail(f"{path} --version does not work: {error}; {WITHOUT_KERNELS}")
+        fail(f"{path} --version failed: {error}; {WITHOUT_KERNELS}")
     match = re.search(r"release (\d+\.\d+), V(\d+\.\d+\.\d+)", output)
     if match is None:
         fail(f"{path} --version names no release: {output.strip()!r}; {WITHOUT_KERNELS}")
@@ -131,11 +130,11 @@ def driver_release(text: str | None = None) -> int | None:
 
 
 def plan() -> Plan:
-    """Reads the environment; SystemExit with one sentence where it contradicts itself."""
+    """The plan for this environment. SystemExit with one line if the environment is contradictory."""
     architectures = parse_architectures(os.environ.get("CONAN_FAST_CUDA_ARCHS") or DEFAULT_ARCHITECTURES)
     wanted = os.environ.get("CONAN_FAST_CUDA", "")
     if wanted not in ("", "0", "1"):
-        fail(f"CONAN_FAST_CUDA is {wanted!r}; it takes 1 (build the kernels), 0 (do not) or nothing (find out)")
+        fail(f"CONAN_FAST_CUDA is {wanted!r}; expected 1 (build the kernels), 0 (do not) or nothing (if possible)")
 
     def without(reason: str) -> Plan:
         return Plan(architectures, no_cuda_reason=reason)
@@ -153,14 +152,16 @@ def plan() -> Plan:
     nvcc = nvcc_of(path) if path else None
     lack = "no nvcc was found (CUDA_HOME, PATH) when conan_fast was installed"
     if nvcc is not None and tuple(map(int, nvcc.release.split("."))) < OLDEST_NVCC:
-        lack = f"{path} is CUDA {nvcc.release}, and the kernels need CUDA {'.'.join(map(str, OLDEST_NVCC))} or newer"
-        nvcc = None  # /usr/bin/nvcc of a distribution, which nobody can take off PATH, must not be in the way
+        lack = f"{path} is CUDA {nvcc.release}, but the kernels need CUDA {'.'.join(map(str, OLDEST_NVCC))} or newer"
+        nvcc = None  # as if not found: a distribution's /usr/bin/nvcc cannot be taken off PATH
     if nvcc is None and wanted != "1":
         if not has_driver():
-            return without(f"{lack}; nor was there an NVIDIA driver, for which it would come from PyPI")
+            return without(f"{lack}, nor an NVIDIA driver, with which the compiler would be installed from PyPI")
         driver = driver_release()
         if driver is not None and driver < OLDEST_DRIVER_FOR_WHEELS:
-            return without(f"{lack}; PyPI's CUDA 13 needs the NVIDIA driver {OLDEST_DRIVER_FOR_WHEELS}, not {driver}")
+            return without(
+                f"{lack}; CUDA 13 from PyPI needs NVIDIA driver {OLDEST_DRIVER_FOR_WHEELS} or newer, found {driver}"
+            )
     if find_host_compiler() is None:
         return impossible("no C++ compiler was found (CXX, or c++, g++, clang++ on PATH), which nvcc needs")
     return Plan(architectures, nvcc=nvcc, compiler_wheels=nvcc is None)
@@ -171,7 +172,7 @@ def requirements(plan: Plan) -> list[str]:
 
 
 def find_compiler_wheels() -> Path:
-    """The folder of NVIDIA's wheels with bin/nvcc and the rest of the toolkit in it."""
+    """The folder of NVIDIA's wheels with bin/nvcc and the rest of the toolkit."""
     try:
         nvcc = importlib.metadata.distribution("nvidia-cuda-nvcc").locate_file("nvidia/cu13/bin/nvcc")
     except importlib.metadata.PackageNotFoundError:
@@ -181,7 +182,7 @@ def find_compiler_wheels() -> Path:
     missing = [part for part in parts if root is None or not (root / part).exists()]
     if root is None or missing:
         fail(
-            "there is no nvcc (CUDA_HOME, PATH) and, without build isolation, pip does not fetch NVIDIA's compiler: "
+            "no nvcc was found (CUDA_HOME, PATH), and pip does not install NVIDIA's compiler without build isolation: "
             f"pip install {' '.join(COMPILER_WHEELS)}; {WITHOUT_KERNELS}"
         )
     return root

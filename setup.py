@@ -1,6 +1,6 @@
-"""Everything about the package stands in pyproject.toml; this adds one step to `build`, which drives CMake.
+"""Adds a step to setuptools' `build` that compiles the kernels with CMake. Metadata is in pyproject.toml.
 
-What is compiled is decided in build_backend.py, how in CMakeLists.txt.
+build_backend.py decides what is compiled, CMakeLists.txt how.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ MODULE = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
 
 
 class NativeDistribution(Distribution):
-    """A wheel with compiled modules is not for every platform."""
+    """Marks a wheel with compiled modules as platform specific."""
 
     def has_ext_modules(self) -> bool:
         return plan().cuda
 
 
 class BuildNative(Command):
-    """Compiles conan_fast._C if that is the plan, and puts it, with _build.json, into the package."""
+    """Compiles conan_fast._C if planned, and writes it and _build.json into the package."""
 
-    description = "compile conan_fast._C, if that is the plan"
+    description = "compile conan_fast._C if planned"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = []
     build_lib: str
     editable_mode = False
@@ -70,13 +70,13 @@ class BuildNative(Command):
             return {}
         return {os.path.join(self.build_lib, "conan_fast", name): f"conan_fast/{name}" for name in self._files()}
 
-    def get_source_files(self) -> list[str]:  # what a source distribution needs besides the packages
+    def get_source_files(self) -> list[str]:  # for a source distribution, besides the packages
         sources = sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file() and path.suffix != ".pyc")
         return ["build_backend.py", "CMakeLists.txt"] + [str(path.relative_to(ROOT)) for path in sources]
 
 
 def build_kernels(plan: Plan, module: Path) -> dict[str, Any]:
-    """Compiles into build/, copies the module to `module`; returns what _build.json holds."""
+    """Compiles in build/ and copies the module to `module`. Returns the content of _build.json."""
     info: dict[str, Any] = {
         "built": plan.cuda, "reason": plan.no_cuda_reason, "cuda_version": None, "architectures": [], "kernels": [],
     }  # fmt: skip
@@ -99,7 +99,7 @@ def build_kernels(plan: Plan, module: Path) -> dict[str, Any]:
 
 
 def load(file: Path) -> ModuleType:
-    """The compiled module; it needs no GPU to be imported."""
+    """Imports the compiled module, which needs no GPU."""
     spec = importlib.util.spec_from_file_location("conan_fast._C", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -108,8 +108,8 @@ def load(file: Path) -> ModuleType:
 
 
 def compile_with_cmake(plan: Plan, nvcc: Nvcc, folder: Path) -> None:
-    # Objects are kept from build to build. Not so the cache, where an option of an earlier build would live on; and
-    # nothing at all after a change of compiler, which CMake does not take well.
+    # Objects are reused by the next build. CMake's cache is not: it would keep options of earlier builds. After a
+    # change of compiler, which CMake does not support in one folder, nothing is reused.
     toolchain = f"{nvcc}\n{os.environ.get('CXX')}\n"
     stamp = folder / "toolchain.txt"
     if folder.exists() and not (stamp.exists() and stamp.read_text() == toolchain):
@@ -132,7 +132,7 @@ def compile_with_cmake(plan: Plan, nvcc: Nvcc, folder: Path) -> None:
     definitions = [f"-D{name}={value}" for name, value in options.items()]
     definitions += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     configure = [tool("cmake", "CMAKE_BIN_DIR"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *definitions]
-    call([*configure, "--log-level=NOTICE"], "CMake could not prepare the build of the kernels")
+    call([*configure, "--log-level=NOTICE"], "CMake could not configure the build of the kernels")
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0))
     call([ninja, "-C", str(folder), f"-j{jobs}"], "the kernels do not compile")
 
@@ -144,37 +144,39 @@ def call(command: list[str], complaint: str) -> None:
     except OSError as error:
         fail(f"{complaint}: {error}")
     if status != 0:
-        fail(f"{complaint}: the message stands above; {WITHOUT_KERNELS}")
+        fail(f"{complaint}: see the message above; {WITHOUT_KERNELS}")
 
 
 def tool(name: str, folder_attribute: str) -> str:
-    """PyPI's cmake or ninja if this interpreter has it (the program itself, not its Python wrapper), else PATH's."""
+    """cmake or ninja: the program (not the Python wrapper) of the package from PyPI if installed, else PATH's."""
     try:
         folder = getattr(importlib.import_module(name), folder_attribute)
     except (ImportError, AttributeError):
         folder = None
     found = (shutil.which(name, path=folder) if folder else None) or shutil.which(name)
-    return found or fail(f"without build isolation, pip does not fetch {name}: pip install {name}")
+    return found or fail(
+        f"{name} was not found, and pip does not install it without build isolation: pip install {name}"
+    )
 
 
 def pybind11_include(folder: Path) -> Path:
-    # pip's isolated environment is a new folder every time; with headers from there, every build would start over.
+    # Copied, because pip's isolated environment has a new path in every build, which would recompile everything.
     try:
         pybind11 = importlib.import_module("pybind11")
     except ImportError:
-        fail("without build isolation, pip does not fetch pybind11: pip install pybind11")
+        fail("pybind11 was not found, and pip does not install it without build isolation: pip install pybind11")
     copy = folder / f"pybind11-{pybind11.__version__}"
     return copy_once(Path(pybind11.get_include()), copy)
 
 
 def toolkit_of_wheels(wheels: Path, folder: Path) -> Nvcc:
-    """The toolkit as nvcc expects it (lib64, not lib) under a path that stays: headers copied, the rest links."""
+    """The toolkit in nvcc's layout (lib64, not lib) under a constant path: headers copied, the rest linked."""
     version = nvcc_of(wheels / "bin" / "nvcc").version
     toolkit = folder / f"cuda-{version}"
     copy_once(wheels / "include", toolkit / "include")
     links = {toolkit / "bin" / path.name: path for path in (wheels / "bin").iterdir()}
     links |= {toolkit / "nvvm": wheels / "nvvm", toolkit / "lib": wheels / "lib", toolkit / "lib64": wheels / "lib"}
-    (toolkit / "bin").mkdir(exist_ok=True)  # a folder of links: nvcc takes the parent of bin for the toolkit
+    (toolkit / "bin").mkdir(exist_ok=True)  # a folder of links: nvcc uses the parent of bin as the toolkit
     for link, target in links.items():
         link.unlink(missing_ok=True)
         link.symlink_to(target)

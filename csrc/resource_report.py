@@ -1,7 +1,7 @@
-"""What ptxas says about each kernel: registers, stack, spills, shared memory.
+"""Registers, stack, spills and shared memory of each kernel, from the output of ptxas.
 
-As a program it is the launcher of nvcc (`resource_report.py nvcc ... -o x.o`): it runs the compiler and keeps the
-report beside the object, in x.o.resources, so that objects that are not compiled again still have theirs.
+As a program it is the launcher of nvcc: `resource_report.py nvcc ... -o x.o` runs the compiler and writes the report to
+x.o.resources, so that objects that are not recompiled keep theirs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _REPORT = (_ENTRY, _FRAME, _USED, _OTHER)
 
 
 def is_report(line: str) -> bool:
-    """Whether it is part of the report; not so an advice such as "(C7510) Potential Performance Loss"."""
+    """Whether the line is part of the report. Advice such as "(C7510) Potential Performance Loss" is not."""
     return any(pattern.match(line) for pattern in _REPORT)
 
 
 def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """One entry per kernel and architecture, names still mangled."""
+    """One entry per kernel and architecture, with mangled names."""
     kernels: list[dict[str, Any]] = []
     for line in lines:
         if match := _ENTRY.match(line):
@@ -37,7 +37,7 @@ def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
             )
             kernels.append({**match.groupdict(), **zeros})
         elif (match := _FRAME.match(line)) and kernels:
-            # A function that was not inlined has a line of its own, below its kernel's, to which it counts.
+            # A function that was not inlined has its own line below its kernel's. It counts for the kernel.
             for key, value in zip(
                 ("stack_bytes", "spill_store_bytes", "spill_load_bytes"), match.groups(), strict=True
             ):
@@ -57,7 +57,7 @@ def demangle(names: list[str]) -> list[str]:
 
 
 def gather(object_list: Path) -> list[dict[str, Any]]:
-    """The report of every object named in the file, one a line."""
+    """The reports of all objects that the file lists, one per line."""
     kernels = []
     for name in object_list.read_text().split("\n"):
         report = object_list.parent / f"{name}.resources"
@@ -69,7 +69,7 @@ def gather(object_list: Path) -> list[dict[str, Any]]:
 
 
 def launched_name(name: str) -> str:
-    """As the module lists it: "sm80_forward<112>" of "void conan_fast::sm80_forward<conan_fast::Bf16, 112>(...)"."""
+    """The name in the module's lists: "sm80_forward<112>" for "void conan_fast::sm80_forward<...::Bf16, 112>(...)"."""
     match = re.search(r"(\w+)(?:<([^>]*)>)?\(", name)
     if match is None:
         return ""
@@ -78,13 +78,13 @@ def launched_name(name: str) -> str:
 
 
 def add_dynamic_shared_memory(kernels: list[dict[str, Any]], sizes: Mapping[str, int]) -> None:
-    """`sizes`, by names as the module lists them, into the entries of `gather`. ptxas knows static memory only."""
+    """Adds `sizes`, by `launched_name`, to the entries of `gather`. ptxas reports static shared memory only."""
     for kernel in kernels:
         kernel["dynamic_shared_bytes"] = sizes.get(launched_name(kernel["name"]), 0)
 
 
 def add_threads(kernels: list[dict[str, Any]], threads: Mapping[str, int]) -> None:
-    """The same for the threads of a block; None for a kernel that the module does not list."""
+    """Adds the threads per block; None for a kernel that is not in `threads`."""
     for kernel in kernels:
         kernel["threads_per_block"] = threads.get(launched_name(kernel["name"]))
 

@@ -131,7 +131,7 @@ def score_arguments(**changes):
         ({"queries": torch.zeros(9, 32).double()}, TypeError, "queries must be float32"),
         ({"queries": torch.zeros(32, 9).T.bfloat16()}, ValueError, "queries must have rows aligned to 16 bytes"),
         ({"candidates": torch.zeros(5, 32)}, TypeError, "candidates must be bfloat16, got float32"),
-        ({"candidates": torch.zeros(5, 24).bfloat16()}, ValueError, "candidates must have at least 32 columns, .* got 24"),
+        ({"candidates": torch.zeros(5, 24).bfloat16()}, ValueError, "candidates must have at least 32 columns"),
         ({"query_ids": torch.zeros(9)}, TypeError, "query_ids must be int64"),
         ({"candidate_ids": torch.zeros(9).long()}, ValueError, r"candidate_ids must have shape \[5\]"),
         ({"query_norms": torch.zeros(2, 8)}, ValueError, r"query_norms must be \[2, at least 9\]"),
