@@ -1,7 +1,6 @@
 // The soft mask M (paper section 3.2, eq. 3-4). M_ij = 1 for key j <= row i. Above the diagonal (j > i), with 0-based
 // indices in a sequence of l tokens, M_ij is min(alpha l / (j + 1), 1) for kKey, min(alpha l / (i + 1), 1) for kQuery
-// and alpha for kUniform. It depends on one index at most, so kernels add a bias per column or per row and store no
-// matrix.
+// and alpha for kUniform. M depends on one index at most, so kernels add a bias per column or per row and no matrix.
 #pragma once
 
 #if defined(__CUDACC__) || defined(CONAN_FAST_EMULATED)
@@ -43,13 +42,13 @@ struct SoftMask {
   __device__ bool depends_on_column() const { return saturation == Saturation::kKey; }
   __device__ bool depends_on_row() const { return saturation == Saturation::kQuery; }
 
-  // log2 M above the diagonal: in column j if M does not depend on the row, in row i if it does not depend on the
-  // column, and in either case.
+  // log2 M above the diagonal: of a column if M does not depend on the row, of a row if M does not depend on the
+  // column, and for every M.
   __device__ float column_bias(int j) const { return log2_weight(j); }
   __device__ float row_bias(int i) const { return log2_weight(i); }
   __device__ float bias(int i, int j) const { return log2_weight(depends_on_row() ? i : j); }
 
-  // Whether M = 1 in all columns (kQuery: rows) up to `last`.
+  // Whether M = 1 up to column `last`, if M depends on the column.
   __device__ bool saturated(int last) const { return static_cast<float>(last) < first_below_one; }
 
  private:

@@ -3,8 +3,8 @@
 // A block has a tile of keys of one K/V head, 16 keys per warp, and loops over the query rows of all query heads that
 // share the K/V head, 64 rows per step. Scores are computed transposed, S^T = K Q^T, so that the accumulators P^T and
 // dS^T are the left operands of the next GEMMs, dV += P^T dO and dK += dS^T Q, without a pass through shared memory.
-// For kKey and kUniform the mask is one bias per accumulator row. dQ = dS K is a sum over keys, so over warps and
-// blocks: dS passes through shared memory, dQ is added to global memory by fp32 atomics.
+// Unless M depends on the query, the mask is one bias per accumulator row. dQ = dS K is a sum over keys, so over warps
+// and blocks: dS passes through shared memory, dQ is added to global memory by fp32 atomics.
 #pragma once
 
 #include "attention/tile_place.cuh"

@@ -42,7 +42,7 @@ __device__ inline void load_keys(const Rows& rows, const TilePlace& place, int k
 }
 
 // Adds log M / scale above the diagonal to the scores of a warp's rows, and masks the keys past the end. log M / scale
-// is key_bias + row_bias; row_bias is 0 for kKey, key_bias for the other saturations.
+// is key_bias + row_bias; row_bias is 0 if M depends on the column, else key_bias is 0.
 template <class Plan>
 __device__ inline void mask_scores(float (&scores)[Plan::kM][Plan::kKeys / 8][4], const SoftMask& mask, int first_row,
                                    int first_key, int length, const float* key_bias, const float* row_bias) {
