@@ -40,7 +40,7 @@ def test_info_nce_at_4096_is_below_two_score_matrices():
     assert peak_above_inputs("contrastive", [(256,)] * 2, 4096) < 2 * 4 * 4096**2
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_info_nce_at_32768_is_below_one_gigabyte():
     """Forward and backward at N = M = 32,768, D = 256 in float32; one score matrix alone would be 4.3 GB."""
     assert peak_above_inputs("contrastive", [(256,)] * 2, 32768) < 10**9

@@ -6,18 +6,14 @@ from torch.library import opcheck
 from torch.utils.dlpack import to_dlpack
 
 from conan_fast import _native, soft_mask_attention, soft_mask_attention_varlen
-from tests.support.kernel_inputs import random_qkv, value_and_grads
+from tests.support.attention import random_qkv, value_and_grads
+from tests.support.comparison import assert_same
 
 OFFSETS = torch.tensor([0, 5, 5, 17], dtype=torch.int32)
 
 
 def packed_inputs(device, dtype=torch.bfloat16, size=64):
     return random_qkv(17, heads=(2, 1), size=size, dtype=dtype, device=device)
-
-
-def assert_equal(ours, theirs):
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -45,7 +41,7 @@ def test_compile_without_graph_break(kernel_backend, as_tensor):
 
     inputs = packed_inputs(device)
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
-    assert_equal(value_and_grads(compiled, inputs), value_and_grads(attention, inputs))
+    assert_same(value_and_grads(compiled, inputs), value_and_grads(attention, inputs), 0)
 
 
 def test_autocast_brings_float32_to_the_kernels(kernel_backend):
@@ -55,7 +51,7 @@ def test_autocast_brings_float32_to_the_kernels(kernel_backend):
     with torch.autocast(device, dtype=torch.bfloat16):
         out = soft_mask_attention_varlen(q, k, v, offsets, 12, 0.5, backend=backend)
     rounded = [x.detach().bfloat16() for x in (q, k, v)]
-    assert_equal([out], [soft_mask_attention_varlen(*rounded, offsets, 12, 0.5, backend=backend)])
+    assert_same([out], [soft_mask_attention_varlen(*rounded, offsets, 12, 0.5, backend=backend)], 0)
     out.sum().backward()  # a gradient that is one number, expanded
     assert q.grad.dtype == torch.float32 and q.grad.abs().sum() > 0
 
@@ -65,7 +61,7 @@ def test_inputs_are_left_as_they_are(kernel_backend):
     inputs = packed_inputs(device)
     before = [x.detach().clone() for x in inputs]
     value_and_grads(lambda *x: soft_mask_attention_varlen(*x, OFFSETS.to(device), 12, 0.5, backend=backend), inputs)
-    assert_equal([x.detach() for x in inputs], before)
+    assert_same([x.detach() for x in inputs], before, 0)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +137,7 @@ def test_the_stride_of_a_dimension_with_one_entry_means_nothing(emulated):
     one = torch.ones(1, 1, 1, 64, dtype=torch.bfloat16).as_strided((1, 1, 1, 64), (1, 1, 1, 1))
     out = torch.zeros_like(one)
     emulated.attention_forward(**binding_arguments(q=one, k=one, v=one, out=out, logsumexp=torch.empty(1, 1, 1)))
-    assert_equal([out], [torch.ones_like(out)])
+    assert_same([out], [torch.ones_like(out)], 0)
 
 
 @pytest.mark.gpu
@@ -183,7 +179,7 @@ class TestOnAGpu:
             offsets.copy_(torch.tensor(ends, dtype=torch.int32))
             graph.replay()
             torch.cuda.synchronize()
-            assert_equal([x.detach() for x in results], [x.detach() for x in captured()])
+            assert_same([x.detach() for x in results], [x.detach() for x in captured()], 0)
 
     def test_the_current_stream_is_used(self):
         inputs, offsets = packed_inputs("cuda"), OFFSETS.cuda()
@@ -197,7 +193,7 @@ class TestOnAGpu:
                 target.copy_(x.detach())
             out = soft_mask_attention_varlen(*late, offsets, 12, 0.3)
         side.synchronize()
-        assert_equal([out], [expected])
+        assert_same([out], [expected], 0)
 
     def test_wrong_offsets_and_alpha_on_the_gpu_do_no_harm(self):
         inputs = packed_inputs("cuda")
@@ -209,7 +205,8 @@ class TestOnAGpu:
 
     def test_auto_takes_the_kernels(self):
         inputs = packed_inputs("cuda")
-        assert_equal(
+        assert_same(
             [soft_mask_attention_varlen(*inputs, OFFSETS.cuda(), 12, 0.3)],
             [soft_mask_attention_varlen(*inputs, OFFSETS.cuda(), 12, 0.3, backend="cuda")],
+            0,
         )

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tests.support import emulated_module
+from tests.support.compiler import compiler_missing
 from tests.support.paths import ROOT
 
 STATEMENT = re.compile(
@@ -35,15 +36,15 @@ ORDER = "test_the_result_does_not_depend_on_the_order_in_which_warps_run"
 CONTRASTIVE_TESTS = [
     f"tests/contrastive/test_kernels.py::{ORDER}[emulated-dtype0-whole]",
     f"tests/contrastive/test_kernels.py::{ORDER}[emulated-dtype1-tiles]",
-    "tests/contrastive/test_kernels.py::test_against_float64[emulated]",
+    "tests/contrastive/test_kernels.py::test_against_float64[emulated-many-examples]",
 ]
 # Fast ones first; all take head_dim 64.
 ATTENTION_TESTS = [
     f"tests/attention/test_kernels.py::{ORDER}[emulated-64-Hopper]",
     f"tests/attention/test_kernels.py::{ORDER}[emulated-64-8.6]",
     "tests/attention/test_kernels.py::test_many_sequences[emulated]",
-    "tests/attention/test_kernels.py::test_packed_against_float64[emulated-64]",
-    "tests/attention/test_kernels.py::test_padded_against_float64[emulated-64]",
+    "tests/attention/test_kernels.py::test_packed_against_float64[emulated-64-many-examples]",
+    "tests/attention/test_kernels.py::test_padded_against_float64[emulated-64-many-examples]",
 ]
 # Which files are mutated, and the tests of each.
 KERNELS = {
@@ -95,7 +96,8 @@ def run(mutation: Mutation | None, slot: int) -> str | None:
         module = emulated_module.build(f"mutation-{slot}", flags="-O1", head_dims="64", source=source)
     except RuntimeError as error:
         raise SystemExit(f"{mutation} does not compile:\n{error}") from error
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-m", "", "--no-header", "--tb=line"]
+    command += ["-p", "no:cacheprovider"]
     environment = os.environ | {"CONAN_FAST_EMULATED": str(module), "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
     try:
         result = subprocess.run(
@@ -122,7 +124,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="mutate only files whose name contains TEXT")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutations at a time (default: cores)")
     options = parser.parse_args()
-    if reason := emulated_module.compiler_missing():
+    if reason := compiler_missing():
         print(reason, file=sys.stderr)
         return 2
     chosen = list(mutations(options.only))

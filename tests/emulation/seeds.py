@@ -1,22 +1,13 @@
-"""What the tests of the emulation do with a kernel: run it at many seeds of the scheduler."""
+"""Runs a small kernel at many seeds of the emulation's scheduler."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.emulation import small_kernels
-from tests.emulation.small_kernels import KernelError, Kernels
-from tests.support import emulated_module
+from tests.emulation.small_kernels import KernelError
 
 SEEDS = range(20)
-
-
-def loaded() -> Kernels:
-    """For a fixture: the library, compiled if need be, or a skip."""
-    if reason := emulated_module.compiler_missing():
-        pytest.skip(reason)
-    return Kernels(small_kernels.build("tests"))
 
 
 def random_floats(*shape, seed=0):

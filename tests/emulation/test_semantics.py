@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.emulation.seeds import SEEDS, errors, loaded, passes, random_floats, wrong_seeds
+from tests.emulation.seeds import SEEDS, errors, passes, random_floats, wrong_seeds
 from tests.emulation.small_kernels import KernelError
 
 LANES = np.arange(32)
 ALL_LANES = 0xFFFFFFFF
-
-
-@pytest.fixture(scope="session")
-def kernels():
-    return loaded()
 
 
 # ---- Launches
