@@ -11,24 +11,37 @@ from tests.emulation import build_small_kernels
 from tests.support import emulated_module
 from tests.support.compiler import compiler_missing, in_background
 
-# One core for each worker of pytest-xdist and for the processes that its tests start. torch reads it at its import.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Workers of pytest-xdist, and the processes that tests start, use one core each. torch reads this at its import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+NEEDS_EMULATED_MODULE = {"emulated", "kernel_backend"}
+NEEDS_SMALL_KERNELS = {"kernels"}
+NEEDS_RUN = {"small_run"}  # of the demo, which takes some time
 
 
-def needs_kernels(item: pytest.Item) -> bool:
-    return not {"emulated", "kernel_backend", "kernels"}.isdisjoint(item.fixturenames)
+def uses(item: pytest.Item, fixtures: set[str]) -> bool:
+    return not fixtures.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need no compiled kernels come first: meanwhile the kernels are compiled."""
-    items.sort(key=needs_kernels)
+    """What takes long to prepare is prepared while tests run that do not need it.
+
+    One test makes the demo's run at once. Other tests of that run, and then tests of compiled kernels, come last.
+    """
+    items.sort(key=lambda item: (uses(item, NEEDS_EMULATED_MODULE | NEEDS_SMALL_KERNELS), uses(item, NEEDS_RUN)))
+    if first := next((item for item in items if uses(item, NEEDS_RUN)), None):
+        items.remove(first)
+        items.insert(0, first)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if session.config.option.collectonly or compiler_missing() or not any(map(needs_kernels, session.items)):
+    """Starts to compile the kernels that the tests need."""
+    if session.config.option.collectonly or compiler_missing():
         return
-    in_background(emulated_module.build, "tests")
-    in_background(build_small_kernels.build, "tests")
+    if "CONAN_FAST_EMULATED" not in os.environ and any(uses(item, NEEDS_EMULATED_MODULE) for item in session.items):
+        in_background(emulated_module.build, "tests")
+    if any(uses(item, NEEDS_SMALL_KERNELS) for item in session.items):
+        in_background(build_small_kernels.build, "tests")
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +62,7 @@ def kernel_backend(request: pytest.FixtureRequest) -> tuple[str, str]:
     if request.param == "emulated":
         request.getfixturevalue("emulated")
         return "emulated", "cpu"
-    from conan_fast import _backends  # imports torch, which the main process of pytest-xdist can do without
+    from conan_fast import _backends  # imports torch, which the main process of pytest-xdist does not need
 
     if reason := _backends.missing_reason("cuda"):
         pytest.skip(reason)
