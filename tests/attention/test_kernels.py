@@ -1,4 +1,4 @@
-"""The attention kernels, on the CPU emulation and, where there is one, on a GPU: the same tests."""
+"""The attention kernels against float64, in the CPU emulation and, if there is one, on a GPU."""
 
 import pytest
 import torch
@@ -137,7 +137,7 @@ def test_torchs_own_switch_for_determinism_counts(kernel_backend):
 
 
 def test_many_sequences(kernel_backend):
-    """More than the scheduling kernel has threads, of more lengths than one class, most of them empty or very short."""
+    """More sequences than the scheduling kernel has threads, of several length classes, most empty or very short."""
     backend, device = kernel_backend
     generator = torch.Generator().manual_seed(0)
     lengths = (torch.rand(1100, generator=generator) ** 8 * 3).int().tolist() + [150, 64]

@@ -1,4 +1,4 @@
-"""The attention kernels as torch sees them, and what they and their bindings refuse."""
+"""The attention kernels as torch operators, and the arguments that they and their bindings reject."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_autocast_brings_float32_to_the_kernels(kernel_backend):
         out = soft_mask_attention_varlen(q, k, v, offsets, 12, 0.5, backend=backend)
     rounded = [x.detach().bfloat16() for x in (q, k, v)]
     assert_same([out], [soft_mask_attention_varlen(*rounded, offsets, 12, 0.5, backend=backend)], 0)
-    out.sum().backward()  # a gradient that is one number, expanded
+    out.sum().backward()  # its gradient is one element, expanded
     assert q.grad.dtype == torch.float32 and q.grad.abs().sum() > 0
 
 
@@ -76,7 +76,7 @@ def test_inputs_are_left_as_they_are(kernel_backend):
         ({"alpha": torch.tensor(float("nan"))}, ValueError, "alpha must be in"),
     ],
 )
-def test_refuses(emulated, changes, error, message):
+def test_unsupported_arguments_raise(emulated, changes, error, message):
     device = changes.get("device", "cpu")
     inputs = [
         x.detach().to(device)
@@ -128,12 +128,12 @@ def test_bindings_check_every_argument(emulated, changes, error, message):
         emulated.attention_forward(**binding_arguments(**changes))
 
 
-def test_bindings_take_what_is_right(emulated):
+def test_bindings_accept_right_arguments(emulated):
     emulated.attention_forward(**binding_arguments())
 
 
-def test_the_stride_of_a_dimension_with_one_entry_means_nothing(emulated):
-    """torch 2.6 hands over 1 for it, and rows past the end, which are not read, would have odd addresses."""
+def test_the_stride_of_a_dimension_with_one_entry_is_ignored(emulated):
+    """torch 2.6 passes 1 for it. Further rows would then have unaligned addresses, but there are none."""
     one = torch.ones(1, 1, 1, 64, dtype=torch.bfloat16).as_strided((1, 1, 1, 64), (1, 1, 1, 1))
     out = torch.zeros_like(one)
     emulated.attention_forward(**binding_arguments(q=one, k=one, v=one, out=out, logsumexp=torch.empty(1, 1, 1)))
@@ -143,9 +143,9 @@ def test_the_stride_of_a_dimension_with_one_entry_means_nothing(emulated):
 @pytest.mark.gpu
 @pytest.mark.skipif(_native.missing_reason("cuda") is not None, reason=f"no kernels: {_native.missing_reason('cuda')}")
 class TestOnAGpu:
-    """What only a GPU has: streams, graphs, waiting."""
+    """Streams, CUDA graphs and synchronization."""
 
-    def test_nothing_waits_for_the_gpu(self):
+    def test_no_operator_synchronizes(self):
         inputs, offsets = packed_inputs("cuda"), OFFSETS.cuda()
         alpha, weight = torch.tensor(0.3, device="cuda"), torch.ones_like(inputs[0])
         torch.cuda.synchronize()
@@ -203,7 +203,7 @@ class TestOnAGpu:
             torch.autograd.grad(out.sum(), inputs)
         torch.cuda.synchronize()
 
-    def test_auto_takes_the_kernels(self):
+    def test_auto_selects_the_kernels(self):
         inputs = packed_inputs("cuda")
         assert_same(
             [soft_mask_attention_varlen(*inputs, OFFSETS.cuda(), 12, 0.3)],

@@ -16,7 +16,7 @@ from tests.support.strides import strided
 ALPHAS = st.sampled_from([0.0, 1e-3, 0.3, 0.999, 1.0])
 SATURATIONS = st.sampled_from(["key", "query", "uniform"])
 HEADS = st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2), (3, 1)])
-# Score buffers of a few hundred bytes cut the heads and rows of even tiny sequences into several blocks.
+# Score buffers of a few hundred bytes split the heads and rows of even tiny sequences into several blocks.
 WORKSPACES = st.sampled_from([1, 600, 4000, 4 << 20])
 
 
@@ -82,7 +82,7 @@ def test_a_packed_sequence_gives_the_same_as_alone(lengths, alpha, saturation):
 
 @pytest.mark.parametrize(("alpha", "causal"), [(0.0, True), (1.0, False)])
 @pytest.mark.parametrize("saturation", ["key", "query", "uniform"])
-def test_ends_equal_torch_attention(alpha, causal, saturation):
+def test_alpha_0_and_1_equal_torch_attention(alpha, causal, saturation):
     inputs = random_qkv(2, 23, heads=(6, 3))
 
     def torch_attention(*x):
@@ -164,7 +164,7 @@ def test_gradients_are_equal_to_the_bit_from_run_to_run():
     assert_same(value_and_grads(attention, inputs), value_and_grads(attention, inputs), 0.0)
 
 
-def test_autocast_takes_mixed_dtypes_as_sdpa_does():
+def test_autocast_accepts_mixed_dtypes_as_sdpa_does():
     q, k, v = random_qkv(2, 9, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = soft_mask_attention(q, k, v.bfloat16(), 0.5)

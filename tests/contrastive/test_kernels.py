@@ -1,4 +1,4 @@
-"""The contrastive kernels, on the CPU emulation and, where there is one, on a GPU: the same tests."""
+"""The contrastive kernels against float64, in the CPU emulation and, if there is one, on a GPU."""
 
 import pytest
 import torch

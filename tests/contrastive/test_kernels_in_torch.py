@@ -1,4 +1,4 @@
-"""The contrastive kernels as torch sees them, and what they and their bindings refuse."""
+"""The contrastive kernels as torch operators, and the arguments that they and their bindings reject."""
 
 import pytest
 import torch

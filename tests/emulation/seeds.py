@@ -15,7 +15,7 @@ def random_floats(*shape, seed=0):
 
 
 def outputs(kernels, name, x, shape, *numbers, **launch):
-    """What kernel(x, out, numbers...) writes to `out`, for each seed."""
+    """The `out` that kernel(x, out, numbers...) writes, for each seed."""
     for seed in SEEDS:
         kernels.set_seed(seed)
         out = np.full(shape, -1, x.dtype)
@@ -24,7 +24,7 @@ def outputs(kernels, name, x, shape, *numbers, **launch):
 
 
 def wrong_seeds(kernels, name, x, expected, *numbers, **launch):
-    """At how many seeds the result is not `expected`."""
+    """The number of seeds at which the result is not `expected`."""
     results = outputs(kernels, name, x, expected.shape, *numbers, **launch)
     return sum(not np.array_equal(out, expected) for out in results)
 

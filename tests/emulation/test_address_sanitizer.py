@@ -1,4 +1,4 @@
-"""AddressSanitizer knows the fibers of the emulation: it reports what kernels do out of bounds, and nothing else."""
+"""AddressSanitizer follows the fibers of the emulation: it reports accesses out of bounds, and nothing else."""
 
 import re
 import subprocess
@@ -41,7 +41,7 @@ def test_right_kernels_are_clean_under_address_sanitizer(run_under_asan):
         ("row sums", ("f384", "f6", 6), {"block": 64, "grid": 3}),
         ("copy tiles", ("f1536", "f1536", 6), TILES_SHAPE),
         ("copy valid 16", ("f20", "f256", 5), {"block": 64, "shared": 1024}),
-        ("tile product", ("H2048", "H1024", "f2048"), {"block": 128, "shared": 96 * 80}),
+        ("tile gemm", ("H2048", "H1024", "f2048"), {"block": 128, "shared": 96 * 80}),
         ("exchange in pairs", ("f128", "f128", 3, 64), {"block": 128, "shared": 512}),
         ("store shared", (127,), ONE_THREAD),
         ("load shared", ("f1", 127), ONE_THREAD),

@@ -1,7 +1,7 @@
-"""Every mistake that the CPU emulation of CUDA (csrc/emulation) is there for is caught, and a twin without it passes.
+"""The CPU emulation of CUDA (csrc/emulation) catches mistakes in kernels, and passes the same kernels without them.
 
-Results depend on the seed of the scheduler and on nothing else, so a mistake shows at the same seeds each time: the
-bounds below leave room for another scheduler, not for luck.
+Results depend on the scheduler's seed alone, so a mistake shows at the same seeds in each run. The bounds below leave
+room for changes of the scheduler.
 """
 
 import re
@@ -16,7 +16,7 @@ ALL_LANES = 0xFFFFFFFF
 
 
 def assert_calls_are_named(text, call, count):
-    """`text` names `count` different places, "file:line", and `call` stands in each of these lines."""
+    """`text` names `count` different places, "file:line", and each of these lines holds `call`."""
     places = set(re.findall(r"(\w+\.cpp):(\d+)", text))
     assert len(places) == count, text
     for file, line in places:
@@ -78,7 +78,7 @@ def test_tiles_are_copied_through_two_buffers(kernels):
         ("first commit missing", [0]),
     ],
 )
-def test_data_that_were_not_waited_for_are_nan(kernels, mistake, tiles):
+def test_data_read_before_the_wait_are_nan(kernels, mistake, tiles):
     for out in outputs(kernels, f"copy tiles, {mistake}", TILES, TILES.shape, 6, **TILES_SHAPE):
         assert np.isnan(out[tiles]).all()
 
@@ -126,7 +126,7 @@ def test_cp_async_names_the_bytes_outside_of_shared_memory(kernels, size):
         assert f"cp.async: bytes [{offset}, {offset + size}) outside of the 512 bytes" in text
 
 
-def test_cp_async_wants_aligned_addresses(kernels):
+def test_cp_async_needs_aligned_addresses(kernels):
     x, shape = random_floats(8), {"block": 1, "shared": 512}
     assert "offset 8 in shared memory is not a multiple of 16" in errors(kernels, "cp.async 16 at", x, 8, **shape)[0]
     assert "offset 2 in shared memory is not a multiple of 4" in errors(kernels, "cp.async 4 at", x, 2, **shape)[0]
@@ -146,7 +146,7 @@ def test_ldmatrix_names_the_bytes_outside_of_shared_memory(kernels, name, rows):
     assert "ldmatrix.x4: an address outside of" in errors(kernels, "ldmatrix at", out, -(2**31), shared=512)[0]
 
 
-def test_ldmatrix_wants_rows_aligned_to_16_bytes(kernels):
+def test_ldmatrix_needs_rows_aligned_to_16_bytes(kernels):
     out = np.empty(128, np.uint32)
     passes(kernels, "ldmatrix at", out, 16, shared=1024)
     for text in errors(kernels, "ldmatrix at", out, 8, shared=1024):
@@ -214,7 +214,7 @@ def test_a_warp_instruction_after_a_lane_has_exited_is_an_error(kernels, name, i
         ("shuffle or nothing", "__shfl_xor_sync"),
     ],
 )
-def test_half_a_warp_that_waits_in_vain_is_a_deadlock_that_names_both_halves(kernels, name, instruction):
+def test_half_a_warp_that_waits_for_ever_is_a_deadlock_that_names_both_halves(kernels, name, instruction):
     shape = {"block": 64, "shared": 512}
     passes(kernels, name, 32, **shape)
     passes(kernels, name, 0, **shape)
@@ -287,7 +287,7 @@ def test_pairs_of_warps_meet_at_named_barriers_of_their_own(kernels):
         assert_calls_are_named(text, "NAMED_BARRIER(barrier, threads)", 1)
 
 
-def test_named_barriers_take_possible_numbers_only(kernels):
+def test_named_barriers_check_their_numbers(kernels):
     passes(kernels, "named barrier of", 0, 64, block=64)
     passes(kernels, "named barrier of", 15, 64, block=64)
     for number in (16, -1):

@@ -1,4 +1,4 @@
-"""Each barrier, wait, commit and fence of the kernels is needed by a test."""
+"""A test fails if any barrier, wait, commit or fence of the kernels is deleted."""
 
 import subprocess
 import sys

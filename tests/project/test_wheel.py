@@ -30,7 +30,7 @@ DEFAULT_ARCHITECTURES = ["sm_80", "sm_90a", "compute_80"]
 
 
 def path_without_nvcc(folder: Path) -> str:
-    """PATH, each folder with an nvcc in it replaced by one of links to everything else there."""
+    """PATH, with each folder that holds an nvcc replaced by one of links to its other files."""
     folders = []
     for index, name in enumerate(os.get_exec_path()):
         if shutil.which("nvcc", path=name):
@@ -45,7 +45,7 @@ def path_without_nvcc(folder: Path) -> str:
 
 @dataclass
 class Build:
-    """A copy of this tree, in which pip runs without a CUDA toolkit, always with build isolation."""
+    """A copy of this tree, in which pip runs with build isolation and without a CUDA toolkit."""
 
     tree: Path
     environment: dict[str, str]
@@ -69,7 +69,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     unset = re.compile(r"(CUDA|CONAN_FAST)\w*|CMAKE_ARGS|PIP_NO_BUILD_ISOLATION|PYTHONPATH")
     environment = {name: value for name, value in os.environ.items() if not unset.fullmatch(name)}
     environment |= {"PATH": path_without_nvcc(folder / "path"), "CONAN_FAST_CUDA": "1"}
-    made = Build(folder / "a tree", environment)  # with a space, which compilers and linkers like to trip over
+    made = Build(folder / "a tree", environment)  # with a space, which breaks some compilers and linkers
     made.tree.mkdir()
     status, output = made.pip("download", "--no-deps", "--dest", str(folder / "reached"), "pybind11")
     if status != 0:
@@ -142,13 +142,13 @@ def test_a_compile_error_is_the_compilers_own(build):
     assert output.count('identifier "no_such_name" is undefined') == 1
     assert output.count("error: conan_fast: the kernels do not compile") == 1
     assert "Traceback" not in output
-    # Afterwards the build only says that it ended: pip, in a box of its own.
+    # Only pip's own message follows.
     _, after = output.split("error: conan_fast: the kernels do not compile")
     assert len(after.splitlines()) < 15, output
 
 
 @pytest.mark.proof
-def test_an_impossible_wish_is_one_line(build):
+def test_an_invalid_setting_is_a_message_of_one_line(build):
     status, output = build.pip("wheel", "--no-deps", "--wheel-dir", str(build.tree / "dist"), ".", CONAN_FAST_CUDA="x")
     assert status != 0 and output.count("error: conan_fast: CONAN_FAST_CUDA is 'x'") == 1
     assert "Traceback" not in output
@@ -171,7 +171,7 @@ def test_editable_with_and_then_without_kernels(build, tmp_path):
 
 @pytest.fixture(params=["installed", pytest.param("wheel", marks=pytest.mark.proof)])
 def facts(request: pytest.FixtureRequest) -> tuple[list[str], list[dict]]:
-    """Architectures and kernels."""
+    """The architectures, and the compiler's report of each kernel."""
     if request.param == "installed":
         info = conan_fast.build_info()
         if not info["kernels"]:
