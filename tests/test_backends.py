@@ -1,4 +1,4 @@
-"""Which backend a call gets, and what is said where one is missing."""
+"""The choice of a backend, and the message if one is missing."""
 
 import warnings
 
@@ -9,7 +9,7 @@ import conan_fast
 from conan_fast import _backends, _native
 
 
-def test_build_info_names_what_is_there_and_why_the_rest_is_not():
+def test_build_info_lists_backends_and_why_others_are_missing():
     info = conan_fast.build_info()
     assert info["version"] == conan_fast.__version__
     assert "torch" in info["available_backends"]
@@ -40,7 +40,7 @@ def test_auto_is_silent_on_the_cpu_and_warns_once_for_a_gpu_without_kernels(monk
     assert_falls_back_with_one_warning("no kernels", lambda _: None)
 
 
-def test_auto_warns_once_for_a_call_that_the_kernels_do_not_take(monkeypatch):
+def test_auto_warns_once_for_a_call_that_the_kernels_do_not_support(monkeypatch):
     monkeypatch.setattr(_backends, "_warned", set())
     monkeypatch.setattr(_backends, "missing_reason", lambda backend: None)
     assert_falls_back_with_one_warning("head_dim 80", lambda _: ValueError("head_dim 80"))
@@ -49,15 +49,15 @@ def test_auto_warns_once_for_a_call_that_the_kernels_do_not_take(monkeypatch):
         _backends.choose("cuda", torch.device("cuda"), lambda _: ValueError("head_dim 80"))
 
 
-def assert_falls_back_with_one_warning(reason, refusal):
+def assert_falls_back_with_one_warning(reason, unsupported):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _backends.choose("auto", torch.device("cpu"), refusal) == "torch"
+        assert _backends.choose("auto", torch.device("cpu"), unsupported) == "torch"
     with pytest.warns(UserWarning, match=reason):
-        assert _backends.choose("auto", torch.device("cuda"), refusal) == "torch"
+        assert _backends.choose("auto", torch.device("cuda"), unsupported) == "torch"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _backends.choose("auto", torch.device("cuda"), refusal) == "torch"
+        assert _backends.choose("auto", torch.device("cuda"), unsupported) == "torch"
 
 
 @pytest.mark.parametrize(

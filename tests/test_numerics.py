@@ -1,4 +1,4 @@
-"""The exponential of the torch backends: exact where weights count, 0 where they do not, NaN kept."""
+"""The exponential of the torch backends: exact, 0 for negligible weights, and NaN and inf pass through."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_exp_is_exact_or_zero(dtype):
     assert not exp_(torch.tensor([-end - 0.5, -2.0 * end, -1e30, -torch.inf], dtype=dtype)).any()
 
 
-def test_exp_keeps_what_is_not_finite():
+def test_exp_keeps_nan_and_inf():
     result = exp_(torch.tensor([torch.nan, torch.inf, 0.0]))
     assert result[0].isnan() and result[1].isinf() and result[2] == 1
 
@@ -26,7 +26,7 @@ def test_logsumexp_of_far_apart_scores():
 
 
 def test_gradients_hold_no_denormal_number_at_temperature_001():
-    """Cosines near 1 for positives and 0 for the rest put the plain weights at e^-100, among float32's denormals."""
+    """Cosines of 1 for positives and 0 for others make exact weights of e^-100, a denormal number in float32."""
     generator = torch.Generator().manual_seed(0)
     positives = torch.randn(32, 512, generator=generator)
     queries = torch.eye(32, 512).requires_grad_()

@@ -1,4 +1,4 @@
-"""Peak memory of the operators, each in a process of its own so that nothing else is in the high-water mark."""
+"""Peak memory of the operators, each measured in a new process."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# Runs `work` on small inputs first: libraries load and set up their own memory then.
+# Runs `work` on small inputs first, because libraries load and allocate memory in the first call.
 MEASURE = """
 import json, resource, torch
 from conan_fast import info_nce, soft_mask_attention_varlen
@@ -31,16 +31,16 @@ def peak_above_inputs(work, shapes, rows):
 
 
 def test_attention_at_4096_is_below_one_score_matrix():
-    """One score matrix of the 4 heads is 268 MB; forward and backward stay under the 67 MB of a single head's."""
+    """The score matrices of the 4 heads take 268 MB. Forward and backward take less than the 67 MB of one head."""
     assert peak_above_inputs("attention", [(4, 16), (2, 16), (2, 16)], 4096) < 4 * 4096**2
 
 
 def test_info_nce_at_4096_is_below_two_score_matrices():
-    """67 MB is one score matrix, and a chunk of 1,024 rows takes a quarter of it; the gradients are 8 MB."""
+    """One score matrix takes 67 MB, a chunk of 1,024 rows a quarter of that, the gradients 8 MB."""
     assert peak_above_inputs("contrastive", [(256,)] * 2, 4096) < 2 * 4 * 4096**2
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_info_nce_at_32768_is_below_one_gigabyte():
     """Forward and backward at N = M = 32,768, D = 256 in float32; one score matrix alone would be 4.3 GB."""
     assert peak_above_inputs("contrastive", [(256,)] * 2, 32768) < 10**9

@@ -1,4 +1,4 @@
-"""What soft-masked attention refuses, and that it says which argument is wrong."""
+"""Wrong arguments of soft-masked attention raise an error that names the argument."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def call(**changes):
         ({"backend": "fast"}, ValueError, "backend must be one of"),
     ],
 )
-def test_padded_refuses(changes, error, message):
+def test_padded_raises(changes, error, message):
     with pytest.raises(error, match=message):
         call(**changes)
 
@@ -62,6 +62,6 @@ def test_padded_refuses(changes, error, message):
         (torch.tensor([0, 5], dtype=torch.int32), 5.0, TypeError, "max_seqlen must be an int"),
     ],
 )
-def test_packed_refuses(cu_seqlens, longest, error, message):
+def test_packed_raises(cu_seqlens, longest, error, message):
     with pytest.raises(error, match=message):
         soft_mask_attention_varlen(Q[0], K[0], V[0], cu_seqlens, longest, 0.5)

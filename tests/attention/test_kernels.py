@@ -1,76 +1,55 @@
-"""The attention kernels, on the CPU emulation and, where there is one, on a GPU: the same tests."""
+"""The attention kernels against float64, in the CPU emulation and, if there is one, on a GPU."""
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conan_fast import reference, soft_mask_attention, soft_mask_attention_varlen
-from tests.support.kernel_inputs import (
-    LENGTHS,
-    SHARED_MEMORY,
-    assert_as_exact_as_torch,
-    chip,
-    poisoned_memory,
-    random_qkv,
-    sdpa_varlen,
-    value_and_grads,
-)
+from tests.support.attention import assert_as_exact_as_torch, offsets, random_qkv, sdpa_varlen, value_and_grads
+from tests.support.chip import SHARED_MEMORY, chip
+from tests.support.comparison import assert_same
+from tests.support.memory import poisoned_empty
+from tests.support.random_examples import random_examples
+from tests.support.strides import strided
 
+# One below, at and above everything that the kernels count in: 8, 16, 32, 64 and 128 rows.
+LENGTHS = [0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 127, 128, 129, 191, 193]
 ALPHAS = [0.0, 1e-3, 0.3, 0.999, 1.0]
 HEAD_DIMS = [64, 96, 112, 128]
 SATURATIONS = ["key", "query", "uniform"]
 DTYPES = [torch.bfloat16, torch.float16]
-KERNEL_SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-drawn_call = {
-    "heads": st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1), (3, 1)]),
-    "alpha": st.sampled_from(ALPHAS),
-    "as_tensor": st.booleans(),
-    "saturation": st.sampled_from(SATURATIONS),
-    "scale": st.sampled_from([None, 0.02, 0.25]),
-    "deterministic": st.booleans(),
-    "layout": st.sampled_from(["plain", "heads first", "fused", "every other", "shifted"]),
-    "on_chip": st.sampled_from(list(SHARED_MEMORY)),
-    "seed": st.integers(0, 2**32),
-}
-
-
-def strided(x, layout):
-    """The values of x under other strides; the last two have rows that kernels cannot read in place."""
-    if layout == "heads first":
-        return x.transpose(-3, -2).contiguous().transpose(-3, -2)
-    if layout == "fused":
-        return torch.cat([x, x], -2)[..., x.shape[-2] :, :]
-    if layout == "every other":
-        return torch.stack([x, x], -1).flatten(-2)[..., ::2]
-    if layout == "shifted":
-        return torch.cat([x[..., :1], x], -1)[..., 1:]
-    return x
+RANDOM_OPTIONS = st.fixed_dictionaries(
+    {
+        "heads": st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1), (3, 1)]),
+        "alpha": st.sampled_from(ALPHAS),
+        "as_tensor": st.booleans(),
+        "saturation": st.sampled_from(SATURATIONS),
+        "scale": st.sampled_from([None, 0.02, 0.25]),
+        "deterministic": st.booleans(),
+        "layout": st.sampled_from(["plain", "heads first", "fused", "every other", "shifted"]),
+        "chip": st.sampled_from(list(SHARED_MEMORY)),
+        "seed": st.integers(0, 2**32),
+    }
+)
 
 
-def offsets(lengths, device):
-    return torch.tensor([0, *lengths]).cumsum(0).int().to(device)
-
-
-def check(backend, device, lengths, packed, size, dtype, drawn):
-    """One call with drawn settings against float64, beside torch's error on the same inputs."""
-    alpha, saturation, on_chip, seed = (drawn[key] for key in ("alpha", "saturation", "on_chip", "seed"))
-    strength = torch.tensor(alpha, device=device) if drawn["as_tensor"] else alpha
-    options = {key: drawn[key] for key in ("saturation", "scale", "deterministic")} | {"backend": backend}
-    scale = size**-0.5 if drawn["scale"] is None else drawn["scale"]
+def check(backend, device, lengths, packed, size, dtype, options):
+    """Errors against float64, beside torch's on the same inputs, of one call with `options` out of RANDOM_OPTIONS."""
+    alpha, saturation, seed = options["alpha"], options["saturation"], options["seed"]
+    strength = torch.tensor(alpha, device=device) if options["as_tensor"] else alpha
+    passed = {key: options[key] for key in ("saturation", "scale", "deterministic")} | {"backend": backend}
+    scale = size**-0.5 if options["scale"] is None else options["scale"]
     # With only a few rows, chance decides which result is closer to float64: then the sequences are repeated.
-    lengths = lengths * min(8, -(-400 // max(1, sum(lengths) * drawn["heads"][0])))
+    lengths = lengths * min(8, -(-400 // max(1, sum(lengths) * options["heads"][0])))
     tokens = [sum(lengths)] if packed else [len(lengths), lengths[0] if lengths else 5]
-    inputs = random_qkv(*tokens, heads=drawn["heads"], size=size, dtype=dtype, device=device, seed=seed)
+    inputs = random_qkv(*tokens, heads=options["heads"], size=size, dtype=dtype, device=device, seed=seed)
 
     def ours(*x):
-        x = [strided(y, drawn["layout"]) for y in x]
+        x = [strided(y, options["layout"]) for y in x]
         if packed:
-            return soft_mask_attention_varlen(
-                *x, offsets(lengths, device), max(lengths, default=0), strength, **options
-            )
-        return soft_mask_attention(*x, strength, **options)
+            return soft_mask_attention_varlen(*x, offsets(lengths, device), max(lengths, default=0), strength, **passed)
+        return soft_mask_attention(*x, strength, **passed)
 
     def plain(*x):
         if inputs[0].numel() == 0:
@@ -78,37 +57,49 @@ def check(backend, device, lengths, packed, size, dtype, drawn):
         out = sdpa_varlen(*(y.reshape(-1, *y.shape[-2:]) for y in x), lengths, alpha, saturation, scale)
         return out.view_as(x[0])
 
-    with poisoned_memory(), chip(backend, on_chip, seed):
+    with poisoned_empty(), chip(backend, options["chip"], seed):
         result = value_and_grads(ours, inputs)
     exact = value_and_grads(plain, [x.detach().double().requires_grad_() for x in inputs])
     assert_as_exact_as_torch(result, value_and_grads(plain, inputs), exact)
 
 
+@random_examples(
+    4,
+    proof=12,
+    batch=st.integers(0, 2),
+    length=st.sampled_from(LENGTHS),
+    dtype=st.sampled_from(DTYPES),
+    options=RANDOM_OPTIONS,
+)
 @pytest.mark.parametrize("size", HEAD_DIMS)
-@settings(KERNEL_SETTINGS, max_examples=12)
-@given(batch=st.integers(0, 2), length=st.sampled_from(LENGTHS), dtype=st.sampled_from(DTYPES), **drawn_call)
-def test_padded_against_float64(kernel_backend, size, batch, length, dtype, **drawn):
-    check(*kernel_backend, [length] * batch, False, size, dtype, drawn)
+def test_padded_against_float64(kernel_backend, size, batch, length, dtype, options):
+    check(*kernel_backend, [length] * batch, False, size, dtype, options)
 
 
+@random_examples(
+    4,
+    proof=12,
+    lengths=st.lists(st.sampled_from(LENGTHS), max_size=5),
+    dtype=st.sampled_from(DTYPES),
+    options=RANDOM_OPTIONS,
+)
 @pytest.mark.parametrize("size", HEAD_DIMS)
-@settings(KERNEL_SETTINGS, max_examples=12)
-@given(lengths=st.lists(st.sampled_from(LENGTHS), max_size=5), dtype=st.sampled_from(DTYPES), **drawn_call)
-def test_packed_against_float64(kernel_backend, size, lengths, dtype, **drawn):
-    check(*kernel_backend, lengths, True, size, dtype, drawn)
+def test_packed_against_float64(kernel_backend, size, lengths, dtype, options):
+    check(*kernel_backend, lengths, True, size, dtype, options)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("saturation", SATURATIONS)
 def test_every_strength_and_saturation_over_several_tiles(kernel_backend, alpha, saturation):
-    drawn = {
+    options = {
         "heads": (2, 1), "alpha": alpha, "as_tensor": True, "saturation": saturation, "scale": None,
-        "deterministic": False, "layout": "plain", "on_chip": "Hopper", "seed": 3,
+        "deterministic": False, "layout": "plain", "chip": "Hopper", "seed": 3,
     }  # fmt: skip
-    check(*kernel_backend, [259, 130], True, 112, torch.bfloat16, drawn)
+    check(*kernel_backend, [259, 130], True, 112, torch.bfloat16, options)
 
 
-@pytest.mark.parametrize("on_chip", list(SHARED_MEMORY))
+# All kernels that are compiled run on "Hopper" and "8.6". Chip 8.0 runs the same ones as Hopper.
+@pytest.mark.parametrize("on_chip", ["Hopper", pytest.param("8.0", marks=pytest.mark.proof), "8.6"])
 @pytest.mark.parametrize("size", HEAD_DIMS)
 def test_the_result_does_not_depend_on_the_order_in_which_warps_run(kernel_backend, size, on_chip):
     backend, device = kernel_backend
@@ -116,7 +107,7 @@ def test_the_result_does_not_depend_on_the_order_in_which_warps_run(kernel_backe
     inputs = random_qkv(sum(lengths), heads=(2, 1), size=size, dtype=torch.bfloat16, device=device)
 
     def run(seed, deterministic):
-        with poisoned_memory(), chip(backend, on_chip, seed):
+        with poisoned_empty(), chip(backend, on_chip, seed):
             return value_and_grads(
                 lambda *x: soft_mask_attention_varlen(
                     *x, offsets(lengths, device), 129, 0.3, deterministic=deterministic, backend=backend
@@ -126,11 +117,9 @@ def test_the_result_does_not_depend_on_the_order_in_which_warps_run(kernel_backe
 
     first, first_ordered = run(0, False), run(0, True)
     for seed in range(1, 6):
-        for mine, other in zip(run(seed, True), first_ordered, strict=True):
-            torch.testing.assert_close(mine, other, rtol=0, atol=0)
+        assert_same(run(seed, True), first_ordered, 0)
         out, dq, dk, dv = run(seed, False)
-        for mine, other in zip((out, dk, dv), (first[0], first[2], first[3]), strict=True):
-            torch.testing.assert_close(mine, other, rtol=0, atol=0)
+        assert_same([out, dk, dv], [first[0], first[2], first[3]], 0)
         # Sums of fp32 in another order, then rounded to bf16: a few last bits differ.
         assert (dq - first[1]).norm() <= 1e-3 * first[1].norm()
 
@@ -144,17 +133,16 @@ def test_torchs_own_switch_for_determinism_counts(kernel_backend):
         switched = value_and_grads(lambda *x: soft_mask_attention(*x, 0.3, backend=backend), inputs)
     finally:
         torch.use_deterministic_algorithms(False)
-    for mine, other in zip(switched, ordered, strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=0)
+    assert_same(switched, ordered, 0)
 
 
 def test_many_sequences(kernel_backend):
-    """More than the scheduling kernel has threads, of more lengths than one class, most of them empty or very short."""
+    """More sequences than the scheduling kernel has threads, of several length classes, most empty or very short."""
     backend, device = kernel_backend
     generator = torch.Generator().manual_seed(0)
     lengths = (torch.rand(1100, generator=generator) ** 8 * 3).int().tolist() + [150, 64]
     inputs = random_qkv(sum(lengths), heads=(1, 1), size=64, dtype=torch.float16, device=device)
-    with poisoned_memory():
+    with poisoned_empty():
         ours = value_and_grads(
             lambda *x: soft_mask_attention_varlen(*x, offsets(lengths, device), 4096, 0.5, backend=backend), inputs
         )

@@ -1,4 +1,4 @@
-"""The attention kernels as torch sees them, and what they and their bindings refuse."""
+"""The attention kernels as torch operators, and the arguments that they and their bindings reject."""
 
 import pytest
 import torch
@@ -7,18 +7,14 @@ from torch.utils.dlpack import to_dlpack
 
 from conan_fast import _native, soft_mask_attention, soft_mask_attention_varlen
 from conan_fast._checks import SATURATIONS
-from tests.support.kernel_inputs import random_qkv, value_and_grads
+from tests.support.attention import random_qkv, value_and_grads
+from tests.support.comparison import assert_same
 
 OFFSETS = torch.tensor([0, 5, 5, 17], dtype=torch.int32)
 
 
 def packed_inputs(device, dtype=torch.bfloat16, size=64):
     return random_qkv(17, heads=(2, 1), size=size, dtype=dtype, device=device)
-
-
-def assert_equal(ours, theirs):
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -46,7 +42,7 @@ def test_compile_without_graph_break(kernel_backend, as_tensor):
 
     inputs = packed_inputs(device)
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
-    assert_equal(value_and_grads(compiled, inputs), value_and_grads(attention, inputs))
+    assert_same(value_and_grads(compiled, inputs), value_and_grads(attention, inputs), 0)
 
 
 def test_autocast_brings_float32_to_the_kernels(kernel_backend):
@@ -56,8 +52,8 @@ def test_autocast_brings_float32_to_the_kernels(kernel_backend):
     with torch.autocast(device, dtype=torch.bfloat16):
         out = soft_mask_attention_varlen(q, k, v, offsets, 12, 0.5, backend=backend)
     rounded = [x.detach().bfloat16() for x in (q, k, v)]
-    assert_equal([out], [soft_mask_attention_varlen(*rounded, offsets, 12, 0.5, backend=backend)])
-    out.sum().backward()  # a gradient that is one number, expanded
+    assert_same([out], [soft_mask_attention_varlen(*rounded, offsets, 12, 0.5, backend=backend)], 0)
+    out.sum().backward()  # its gradient is one element, expanded
     assert q.grad.dtype == torch.float32 and q.grad.abs().sum() > 0
 
 
@@ -66,7 +62,7 @@ def test_inputs_are_left_as_they_are(kernel_backend):
     inputs = packed_inputs(device)
     before = [x.detach().clone() for x in inputs]
     value_and_grads(lambda *x: soft_mask_attention_varlen(*x, OFFSETS.to(device), 12, 0.5, backend=backend), inputs)
-    assert_equal([x.detach() for x in inputs], before)
+    assert_same([x.detach() for x in inputs], before, 0)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +77,7 @@ def test_inputs_are_left_as_they_are(kernel_backend):
         ({"alpha": torch.tensor(float("nan"))}, ValueError, "alpha must be in"),
     ],
 )
-def test_refuses(emulated, changes, error, message):
+def test_unsupported_arguments_raise(emulated, changes, error, message):
     device = changes.get("device", "cpu")
     inputs = [
         x.detach().to(device)
@@ -136,24 +132,24 @@ def test_bindings_check_every_argument(emulated, changes, error, message):
         emulated.attention_forward(**binding_arguments(**changes))
 
 
-def test_bindings_take_what_is_right(emulated):
+def test_bindings_accept_right_arguments(emulated):
     emulated.attention_forward(**binding_arguments())
 
 
-def test_the_stride_of_a_dimension_with_one_entry_means_nothing(emulated):
-    """torch 2.6 hands over 1 for it, and rows past the end, which are not read, would have odd addresses."""
+def test_the_stride_of_a_dimension_with_one_entry_is_ignored(emulated):
+    """torch 2.6 passes 1 for it. Further rows would then have unaligned addresses, but there are none."""
     one = torch.ones(1, 1, 1, 64, dtype=torch.bfloat16).as_strided((1, 1, 1, 64), (1, 1, 1, 1))
     out = torch.zeros_like(one)
     emulated.attention_forward(**binding_arguments(q=one, k=one, v=one, out=out, logsumexp=torch.empty(1, 1, 1)))
-    assert_equal([out], [torch.ones_like(out)])
+    assert_same([out], [torch.ones_like(out)], 0)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(_native.missing_reason("cuda") is not None, reason=f"no kernels: {_native.missing_reason('cuda')}")
 class TestOnAGpu:
-    """What only a GPU has: streams, graphs, waiting."""
+    """Streams, CUDA graphs and synchronization."""
 
-    def test_nothing_waits_for_the_gpu(self):
+    def test_no_operator_synchronizes(self):
         inputs, offsets = packed_inputs("cuda"), OFFSETS.cuda()
         alpha, weight = torch.tensor(0.3, device="cuda"), torch.ones_like(inputs[0])
         torch.cuda.synchronize()
@@ -187,7 +183,7 @@ class TestOnAGpu:
             offsets.copy_(torch.tensor(ends, dtype=torch.int32))
             graph.replay()
             torch.cuda.synchronize()
-            assert_equal([x.detach() for x in results], [x.detach() for x in captured()])
+            assert_same([x.detach() for x in results], [x.detach() for x in captured()], 0)
 
     def test_the_current_stream_is_used(self):
         inputs, offsets = packed_inputs("cuda"), OFFSETS.cuda()
@@ -201,7 +197,7 @@ class TestOnAGpu:
                 target.copy_(x.detach())
             out = soft_mask_attention_varlen(*late, offsets, 12, 0.3)
         side.synchronize()
-        assert_equal([out], [expected])
+        assert_same([out], [expected], 0)
 
     def test_wrong_offsets_and_alpha_on_the_gpu_do_no_harm(self):
         inputs = packed_inputs("cuda")
@@ -211,9 +207,10 @@ class TestOnAGpu:
             torch.autograd.grad(out.sum(), inputs)
         torch.cuda.synchronize()
 
-    def test_auto_takes_the_kernels(self):
+    def test_auto_selects_the_kernels(self):
         inputs = packed_inputs("cuda")
-        assert_equal(
+        assert_same(
             [soft_mask_attention_varlen(*inputs, OFFSETS.cuda(), 12, 0.3)],
             [soft_mask_attention_varlen(*inputs, OFFSETS.cuda(), 12, 0.3, backend="cuda")],
+            0,
         )

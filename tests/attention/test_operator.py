@@ -8,52 +8,22 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from conan_fast import reference, soft_mask_attention, soft_mask_attention_varlen
 from conan_fast.attention import torch_backend
+from tests.support.attention import offsets, random_qkv, value_and_grads
+from tests.support.comparison import assert_same
+from tests.support.memory import poisoned_memory
+from tests.support.strides import strided
 
 ALPHAS = st.sampled_from([0.0, 1e-3, 0.3, 0.999, 1.0])
 SATURATIONS = st.sampled_from(["key", "query", "uniform"])
 HEADS = st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2), (3, 1)])
-# Score buffers of a few hundred bytes cut the heads and rows of even tiny sequences into several blocks.
+# Score buffers of a few hundred bytes split the heads and rows of even tiny sequences into several blocks.
 WORKSPACES = st.sampled_from([1, 600, 4000, 4 << 20])
 
 
 @pytest.fixture(autouse=True, scope="module")
-def poisoned_memory():
-    """In this mode torch fills new, unwritten memory with NaN, so an output left unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random_qkv(*tokens, heads=(4, 2), size=8, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(*tokens, count, size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-        for count in (heads[0], heads[1], heads[1])
-    ]
-
-
-def strided(x, layout):
-    """The values of x under other strides."""
-    if layout == "heads first":
-        return x.transpose(-3, -2).contiguous().transpose(-3, -2)
-    if layout == "every other":
-        return torch.stack([x, x], -1).flatten(-2)[..., ::2]
-    return x
-
-
-def value_and_grads(function, inputs):
-    out = function(*inputs)
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
-    return out, *torch.autograd.grad((out * weight).sum(), inputs)
-
-
-def assert_same(ours, theirs, tolerance=1e-10):
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, atol=tolerance, rtol=tolerance)
-
-
-def offsets(lengths):
-    return torch.tensor([0, *lengths]).cumsum(0).int()
+def unwritten_memory_is_nan():
+    with poisoned_memory():
+        yield
 
 
 @settings(deadline=None, max_examples=40)
@@ -112,7 +82,7 @@ def test_a_packed_sequence_gives_the_same_as_alone(lengths, alpha, saturation):
 
 @pytest.mark.parametrize(("alpha", "causal"), [(0.0, True), (1.0, False)])
 @pytest.mark.parametrize("saturation", ["key", "query", "uniform"])
-def test_ends_equal_torch_attention(alpha, causal, saturation):
+def test_alpha_0_and_1_equal_torch_attention(alpha, causal, saturation):
     inputs = random_qkv(2, 23, heads=(6, 3))
 
     def torch_attention(*x):
@@ -194,7 +164,7 @@ def test_gradients_are_equal_to_the_bit_from_run_to_run():
     assert_same(value_and_grads(attention, inputs), value_and_grads(attention, inputs), 0.0)
 
 
-def test_autocast_takes_mixed_dtypes_as_sdpa_does():
+def test_autocast_accepts_mixed_dtypes_as_sdpa_does():
     q, k, v = random_qkv(2, 9, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = soft_mask_attention(q, k, v.bfloat16(), 0.5)

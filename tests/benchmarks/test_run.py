@@ -343,7 +343,7 @@ def test_every_suite_loads_and_names_each_implementation_once() -> None:
         assert {"ours", "rival"} <= {implementation.role for implementation in suite.implementations}
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_command_on_a_cpu(tmp_path: Path) -> None:
     """The smallest case of attention for real, in its own process, and the report of it."""
     out = tmp_path / "result.json"

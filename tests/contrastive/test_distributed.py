@@ -1,5 +1,6 @@
 """InfoNCE over several processes with uneven batches equals one process with the whole batch."""
 
+import multiprocessing
 import socket
 from unittest import mock
 
@@ -175,7 +176,8 @@ def test_two_three_and_four_processes_equal_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(check_process, args=(port,), nprocs=PROCESSES)
+    multiprocessing.set_forkserver_preload(["torch"])  # imported once, not by each process
+    mp.start_processes(check_process, args=(port,), nprocs=PROCESSES, start_method="forkserver")
 
 
 @pytest.fixture

@@ -6,81 +6,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conan_fast import info_nce, reference
-from conan_fast.contrastive import norms
-from conan_fast.contrastive.torch_backend import passes as torch_passes
+from tests.support.comparison import assert_same
+from tests.support.contrastive import everything, random_batches, random_features, small_chunks
+from tests.support.memory import poisoned_memory
 
 
 @pytest.fixture(autouse=True, scope="module")
-def poisoned_memory():
-    """In this mode torch fills new, unwritten memory with NaN, so an output left unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random_features(rows, negatives, size, dtype=torch.float64, seed=0):
-    """Queries, positives and negatives (None for `negatives` None), all requiring gradients."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(rows, size), (rows, size)] + ([] if negatives is None else [(rows, negatives, size)])
-    features = [torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
-    return [x.requires_grad_() for x in features]
-
-
-def everything(function, features, temperature, **options):
-    """(loss, loss per dim, negative scores, gradients of all features and of log temperature).
-
-    Of the logarithm, because dL/dt itself carries the rounding of L times 1 / t^2.
-    """
-    tau = torch.tensor(temperature, dtype=features[0].dtype, requires_grad=True)
-    result = function(*features, temperature=tau, **options)
-    grads = list(torch.autograd.grad(result.loss * 1.7, [*features, tau]))
-    return [x for x in result if x is not None] + grads[:-1] + [grads[-1] * temperature]
-
-
-def assert_same(ours, theirs, tolerance=1e-10):
-    assert len(ours) == len(theirs)
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, atol=tolerance, rtol=tolerance)
-
-
-def small_chunks(patch, workspace, columns):
-    """Makes even a few rows go through in several chunks and blocks."""
-    patch.setattr(torch_passes, "WORKSPACE_BYTES", workspace)
-    patch.setattr(torch_passes, "BLOCK_COLUMNS", columns)
-    patch.setattr(norms, "BLOCK_ROWS", columns)
-
-
-@st.composite
-def problems(draw):
-    rows, size = draw(st.integers(1, 14)), draw(st.integers(1, 12))
-    negatives = draw(st.one_of(st.none(), st.integers(0, 4)))
-    dims = draw(st.one_of(st.none(), st.lists(st.integers(1, size), min_size=1, max_size=4, unique=True)))
-    options = {"dims": dims, "negative_scope": draw(st.sampled_from(["shared", "private"]))}
-    if dims is not None and draw(st.booleans()):
-        options["dim_weights"] = [0.25 * (index + 1) for index in range(len(dims))]
-    if draw(st.booleans()):
-        generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
-        options["positive_ids"] = torch.randint(0, 5, (rows,), generator=generator)
-        if negatives is not None and draw(st.booleans()):
-            options["negative_ids"] = torch.randint(0, 5, (rows, negatives), generator=generator)
-    features = random_features(rows, negatives, size, seed=draw(st.integers(0, 99)))
-    zero_columns = draw(st.sampled_from([0, 1, size]))  # a zero prefix, or a zero vector
-    with torch.no_grad():
-        for x in features:
-            if x.numel():
-                x.flatten(0, -2)[draw(st.integers(0, x[..., 0].numel() - 1)), :zero_columns] = 0
-    return features, options
+def unwritten_memory_is_nan():
+    with poisoned_memory():
+        yield
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    problem=problems(), temperature=st.sampled_from([0.01, 0.05, 1.0]),
-    workspace=st.sampled_from([1, 2000, 6000, 256 << 20]), columns=st.sampled_from([1, 3, 8, 2048]),
+    batch=random_batches(
+        st.integers(1, 14), lambda _: st.one_of(st.none(), st.integers(0, 4)), sizes=st.integers(1, 12)
+    ),
+    temperature=st.sampled_from([0.01, 0.05, 1.0]), workspace=st.sampled_from([1, 2000, 6000, 256 << 20]),
+    columns=st.sampled_from([1, 3, 8, 2048]),
 )  # fmt: skip
-def test_equals_reference(problem, temperature, workspace, columns):
-    features, options = problem
-    with pytest.MonkeyPatch.context() as patch:
-        small_chunks(patch, workspace, columns)
+def test_equals_reference(batch, temperature, workspace, columns):
+    features, options = batch.inputs()
+    with small_chunks(workspace, columns):
         ours = everything(info_nce, features, temperature, **options)
     assert_same(ours, everything(reference.info_nce, features, temperature, **options))
 

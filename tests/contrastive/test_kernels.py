@@ -1,139 +1,56 @@
-"""The contrastive kernels, on the CPU emulation and, where there is one, on a GPU: the same tests."""
-
-from contextlib import contextmanager
+"""The contrastive kernels against float64, in the CPU emulation and, if there is one, on a GPU."""
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conan_fast import info_nce, reference
 from conan_fast.contrastive.kernel_backend import passes as kernel_passes
 from conan_fast.contrastive.kernel_backend import workspace
 from conan_fast.contrastive.kernel_backend.matmul import multiply
-from tests.support.kernel_inputs import chip, poisoned_memory
+from tests.support.chip import chip
+from tests.support.contrastive import (
+    WAYS,
+    assert_as_exact_as_eager,
+    everything,
+    random_batches,
+    random_features,
+    random_ids,
+    way,
+)
+from tests.support.memory import poisoned_empty
+from tests.support.random_examples import random_examples
+from tests.support.strides import strided
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 # One below, at and above what the kernels count in: 8, 32, 64 and 128 rows or columns.
 ROWS = [1, 2, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 150, 200]
 SIZES = [16, 24, 32, 40, 64, 90, 96, 130, 144]
-KERNEL_SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-# Bytes of workspace, and whether rows of any number may be taken whole: from everything at once to one tile at a time.
-WAYS = {"whole": (256 << 20, 1), "chunks": (150_000, 1), "blocks": (150_000, 10**9), "tiles": (60_000, 10**9)}
 
 
-def random_features(rows, negatives, size, dtype, device, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(rows, size), (rows, size)] + ([] if negatives is None else [(rows, negatives, size)])
-    # Not all of one length: what is scaled by norms has to be.
-    lengths = [torch.rand(*shape[:-1], 1, generator=generator) * 1.5 + 0.5 for shape in shapes]
-    features = [torch.randn(*shape, generator=generator) * x for shape, x in zip(shapes, lengths, strict=True)]
-    return [x.to(device, dtype).requires_grad_() for x in features]
+def random_negatives(rows):
+    return st.sampled_from([None, 0, 1, 2, 7] if rows > 9 else [None, 1, 7, 64])
 
 
-def random_ids(rows, negatives, device, seed=0):
-    """About every second query shares its positive's id with another."""
-    generator = torch.Generator().manual_seed(seed)
-    options = {"positive_ids": torch.randint(-(2**62), 2**62, (rows // 2 + 1,), generator=generator)}
-    options["positive_ids"] = options["positive_ids"][torch.randint(0, rows // 2 + 1, (rows,), generator=generator)]
-    if negatives is not None:
-        places = torch.randint(0, rows, (rows, negatives), generator=generator)
-        options["negative_ids"] = options["positive_ids"][places]
-    return {name: ids.to(device) for name, ids in options.items()}
-
-
-def everything(function, features, temperature, **options):
-    """Loss per dim, negative scores, gradients of the features and of log temperature, as float64 tensors by name.
-
-    Of the logarithm, because dL/dt itself carries the rounding of L times 1 / t^2.
-    """
-    tau = torch.tensor(temperature, dtype=torch.float64 if features[0].dtype == torch.float64 else torch.float32)
-    tau = tau.to(features[0].device).requires_grad_()
-    result = function(*features, temperature=tau, **options)
-    grads = torch.autograd.grad(result.loss * 1.7, [*features, tau])
-    names = ["queries", "positives", "negatives"][: len(features)]
-    found = {"losses": result.loss_per_dim, **dict(zip(names, grads, strict=False)), "tau": grads[-1] * tau}
-    if result.negative_scores is not None:
-        found["scores"] = result.negative_scores
-    return {name: x.detach().double() for name, x in found.items()}
-
-
-@contextmanager
-def way(name):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workspace, "WORKSPACE_BYTES", WAYS[name][0])
-        patch.setattr(workspace, "MIN_WHOLE_ROWS", WAYS[name][1])
-        yield
-
-
-def strided(x, layout):
-    """The values of x under other strides; the last two have rows that kernels cannot read in place."""
-    if layout == "wide":
-        return torch.cat([x, x], -1)[..., : x.shape[-1]]
-    if layout == "every other":
-        return torch.stack([x, x], -1).flatten(-2)[..., ::2]
-    if layout == "shifted":
-        return torch.cat([x[..., :1], x], -1)[..., 1:]
-    return x
-
-
-def assert_as_exact_as_eager(ours, eager, exact, temperature, factor):
-    """Error (Frobenius) against float64 on the same inputs at most `factor` that of the plain definition in the dtype.
-
-    All three: a dictionary for each of some problems alike. The slack is a few roundings in float32, of factors and of
-    scores as large as 1 / temperature: it decides where float32 is compared with float32, whose errors are no larger
-    than that. Gradients are differences of numbers of the size of the losses' weights.
-    """
-    slack = torch.finfo(torch.float32).eps * max(4.0, 0.5 / temperature)
-    ours, eager, exact = (
-        {name: torch.stack([result[name] for result in results]) for name in results[0]}
-        for results in (ours, eager, exact)
-    )
-    for name, truth in exact.items():
-        size = truth.norm()
-        if name == "losses":
-            size = size + truth.numel() ** 0.5
-        if name in ("queries", "positives", "negatives", "tau"):
-            size = size + 1e-3 * max(exact[other].norm() for other in ("queries", "positives"))
-        error, allowed = (ours[name] - truth).norm(), factor * (eager[name] - truth).norm() + slack * size
-        assert error <= allowed, f"{name}: {error} where {allowed} is allowed, of {truth.norm()}"
-
-
-@st.composite
-def problems(draw):
-    rows, size = draw(st.sampled_from(ROWS)), draw(st.sampled_from(SIZES))
-    negatives = draw(st.sampled_from([None, 0, 1, 2, 7] if rows > 9 else [None, 1, 7, 64]))
-    dims = draw(st.lists(st.integers(1, size // 16), min_size=1, max_size=4, unique=True))
-    options = {"dims": [16 * dim for dim in dims], "negative_scope": draw(st.sampled_from(["shared", "private"]))}
-    if draw(st.booleans()):
-        options["dim_weights"] = [0.25 * (index + 1) for index in range(len(dims))]
-    return rows, negatives, size, options, draw(st.booleans())
-
-
-@settings(KERNEL_SETTINGS, max_examples=60)
-@given(
-    problem=problems(), temperature=st.sampled_from([0.01, 0.05, 1.0]), dtype=st.sampled_from(DTYPES),
-    taken=st.sampled_from(list(WAYS)), layout=st.sampled_from(["plain", "wide", "every other", "shifted"]),
-    zeros=st.booleans(), seed=st.integers(0, 2**32),
+@random_examples(
+    12, proof=60,
+    batch=random_batches(st.sampled_from(ROWS), random_negatives, st.sampled_from(SIZES), dim_step=16),
+    temperature=st.sampled_from([0.01, 0.05, 1.0]), dtype=st.sampled_from(DTYPES), taken=st.sampled_from(list(WAYS)),
+    layout=st.sampled_from(["plain", "wide", "every other", "shifted"]),
 )  # fmt: skip
-def test_against_float64(kernel_backend, problem, temperature, dtype, taken, layout, zeros, seed):
+def test_against_float64(kernel_backend, batch, temperature, dtype, taken, layout):
     backend, device = kernel_backend
-    rows, negatives, size, options, with_ids = problem
     ours, eager, exact = [], [], []
-    # With only a few rows, chance decides which result is closer to float64: then there are more problems.
-    few = rows < 63
+    # With only a few rows, chance decides which result is closer to float64: then several batches are compared.
+    few = batch.rows < 63
     for repeat in range(6 if few else 1):
-        ids = random_ids(rows, negatives, device, seed + repeat) if with_ids else {}
-        features = random_features(rows, negatives, size, dtype, device, seed + repeat)
-        if zeros:  # a vector, and a prefix
-            with torch.no_grad():
-                features[0][-1], features[1][0, :16] = 0, 0
+        features, options = batch.inputs(dtype, device, repeat)
         inputs = [strided(x.detach(), layout).requires_grad_() for x in features]
-        with poisoned_memory(), chip(backend, "Hopper", seed), way(taken):
-            ours.append(everything(info_nce, inputs, temperature, backend=backend, **options, **ids))
+        with poisoned_empty(), chip(backend, "Hopper", batch.seed), way(taken):
+            ours.append(everything(info_nce, inputs, temperature, backend=backend, **options))
         doubles = [x.detach().double().requires_grad_() for x in features]
-        exact.append(everything(reference.info_nce, doubles, temperature, **options, **ids))
-        eager.append(everything(reference.info_nce, features, temperature, **options, **ids))
+        exact.append(everything(reference.info_nce, doubles, temperature, **options))
+        eager.append(everything(reference.info_nce, features, temperature, **options))
     assert_as_exact_as_eager(ours, eager, exact, temperature, 1.5 if few else 1.1)
 
 
@@ -146,7 +63,7 @@ def test_the_result_does_not_depend_on_the_order_in_which_warps_run(kernel_backe
     options = {"dims": [16, 112, 528], "backend": backend, **random_ids(70, 1, device)}
 
     def run(seed, scope):
-        with poisoned_memory(), chip(backend, "Hopper", seed), way(taken):
+        with poisoned_empty(), chip(backend, "Hopper", seed), way(taken):
             return everything(info_nce, features, 0.05, negative_scope=scope, **options)
 
     for scope in ("shared", "private"):

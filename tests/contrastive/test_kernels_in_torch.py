@@ -1,4 +1,4 @@
-"""The contrastive kernels as torch sees them, and what they and their bindings refuse."""
+"""The contrastive kernels as torch operators, and the arguments that they and their bindings reject."""
 
 import pytest
 import torch
@@ -8,7 +8,9 @@ from torch.utils.dlpack import to_dlpack
 from conan_fast import _native, cosent, info_nce
 from conan_fast.contrastive.backend import BACKENDS
 from conan_fast.contrastive.batch import Batch
-from tests.contrastive.test_kernels import DTYPES, everything, random_features, random_ids, way
+from tests.support.contrastive import everything, random_features, random_ids, way
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
 def sweep_arguments(features, ids, dims, backend, scope="shared"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conan_fast import cosent, info_nce
+from tests.support.contrastive import random_features
 
 pytestmark = [
     pytest.mark.gpu,
@@ -11,12 +12,6 @@ pytestmark = [
 ]
 
 IDS = torch.arange(12) // 2
-
-
-def random_features(dtype, device):
-    generator = torch.Generator().manual_seed(0)
-    shapes = (12, 16), (12, 16), (12, 3, 16)
-    return [torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
 
 
 def contrastive(features, ids, temperature, scope):
@@ -41,7 +36,7 @@ def losses(features, ids, temperature):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature_tensor", [False, True])
 def test_nothing_waits_for_the_gpu(dtype, temperature_tensor):
-    features, ids = random_features(dtype, "cuda"), IDS.cuda()
+    features, ids = random_features(12, 3, 16, dtype, "cuda"), IDS.cuda()
     temperature = torch.tensor(0.1, device="cuda", requires_grad=True) if temperature_tensor else 0.1
     wanted = features + ([temperature] if temperature_tensor else [])
     for loss in losses(features, ids, temperature):
@@ -59,7 +54,7 @@ def test_nothing_waits_for_the_gpu(dtype, temperature_tensor):
 
 
 def test_results_are_the_cpus():
-    features, on_gpu = (random_features(torch.float64, device) for device in ("cpu", "cuda"))
+    features, on_gpu = (random_features(12, 3, 16, torch.float64, device) for device in ("cpu", "cuda"))
     ours, theirs = (losses(x, ids, 0.1) for x, ids in ((on_gpu, IDS.cuda()), (features, IDS)))
     for mine, other in zip(ours, theirs, strict=True):
         grads = torch.autograd.grad(mine(), on_gpu, allow_unused=True)
@@ -70,7 +65,7 @@ def test_results_are_the_cpus():
 
 
 def test_a_temperature_on_the_cpu():
-    features, ids = random_features(torch.float32, "cuda"), IDS.cuda()
+    features, ids = random_features(12, 3, 16, torch.float32, "cuda"), IDS.cuda()
     grads = []
     for device in ("cpu", "cuda"):
         temperature = torch.tensor(0.1, device=device, requires_grad=True)

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conan_fast import info_nce
 from conan_fast.contrastive.batch import Batch
 from conan_fast.contrastive.torch_backend import passes as torch_passes
+from tests.support.contrastive import random_features
 
 ROWS, NEGATIVES, SIZE = 24, 7, 64
 # FLOP of one product of all queries with all candidates.
@@ -17,9 +18,7 @@ ONE, SEVEN = [SIZE], [8, 16, 24, 32, 40, 56, 64]
 
 
 def inputs():
-    generator = torch.Generator().manual_seed(0)
-    shapes = (ROWS, SIZE), (ROWS, SIZE), (ROWS, NEGATIVES, SIZE)
-    return [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
+    return random_features(ROWS, NEGATIVES, SIZE, torch.float32)
 
 
 def run_sweep(*arguments):

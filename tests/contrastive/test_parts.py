@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from conan_fast import reference
 from conan_fast.contrastive.batch import Batch
 from conan_fast.contrastive.torch_backend import passes as torch_passes
-from tests.contrastive.test_info_nce import assert_same, everything, problems, random_features, small_chunks
+from tests.support.comparison import assert_same
+from tests.support.contrastive import everything, random_batches, random_features, small_chunks
 
 
 def by_parts(features, temperature, owners, dims, weights, ids, scope):
@@ -61,27 +62,30 @@ def by_parts(features, temperature, owners, dims, weights, ids, scope):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    problem=problems(), cuts=st.lists(st.integers(0, 14), max_size=3), temperature=st.sampled_from([0.01, 0.05, 1.0]),
+    batch=random_batches(
+        st.integers(1, 14), lambda _: st.one_of(st.none(), st.integers(0, 4)), sizes=st.integers(1, 12)
+    ),
+    cuts=st.lists(st.integers(0, 14), max_size=3), temperature=st.sampled_from([0.01, 0.05, 1.0]),
     workspace=st.sampled_from([1, 2000, 256 << 20]), columns=st.sampled_from([1, 3, 2048]),
 )  # fmt: skip
-def test_parts_sum_up_to_the_reference(problem, cuts, temperature, workspace, columns):
-    features, options = problem
-    size = len(features[0])
-    ends = [0, *sorted(min(cut, size) for cut in cuts), size]
+def test_parts_sum_up_to_the_reference(batch, cuts, temperature, workspace, columns):
+    features, options = batch.inputs()
+    ends = [0, *sorted(min(cut, batch.rows) for cut in cuts), batch.rows]
     owners = [slice(*pair) for pair in dict.fromkeys(itertools.pairwise(ends))]  # one without rows at most once
-    dims = options["dims"] or [features[0].shape[1]]
+    dims = options.get("dims", [batch.size])
     rising = sorted(range(len(dims)), key=lambda place: dims[place])
-    weights = options.get("dim_weights") or [1.0] * len(dims)
+    weights = options.get("dim_weights", [1.0] * len(dims))
     ids = options.get("positive_ids"), options.get("negative_ids")
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        small_chunks(patch, workspace, columns)
+    with small_chunks(workspace, columns), torch.no_grad():
         losses, grads, grad_temperature = by_parts(
             features, torch.tensor(temperature, dtype=torch.float64), owners, [dims[place] for place in rising],
             [1.7 * weights[place] for place in rising], ids, options["negative_scope"],
         )  # fmt: skip
-    _, expected_losses, *rest = everything(reference.info_nce, features, temperature, **options)
-    expected_grads = rest[-len(features) - 1 :]
-    assert_same([losses, *grads, grad_temperature * temperature], [expected_losses[rising], *expected_grads])
+    expected = everything(reference.info_nce, features, temperature, **options)
+    names = ["queries", "positives", "negatives"][: len(features)]
+    assert_same(losses, expected["losses"][rising])
+    assert_same(grads, [expected[name] for name in names])
+    assert_same(grad_temperature * temperature, expected["tau"])
 
 
 def test_statistics_written_out():

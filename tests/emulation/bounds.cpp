@@ -1,4 +1,4 @@
-// Accesses whose place is an argument: the same kernel is the right one and the wrong one.
+// Memory accesses whose position is an argument: the same kernel can be right and wrong.
 #include "device/copy.h"
 #include "device/mma.h"
 #include "device/thread.h"
@@ -50,7 +50,7 @@ __global__ void store_global(float* out, int index) { out[index] = 1; }
 
 __global__ void load_global(const float* in, float* out, int index) { out[0] = in[index]; }
 
-// An array of the thread's own; the index is not known when it is compiled.
+// An array of one thread. The compiler does not know the index.
 __global__ void load_local(float* out, int index) {
   float values[4];
   for (int i = 0; i < 4; ++i) values[i] = out[i];

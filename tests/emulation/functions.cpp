@@ -1,4 +1,4 @@
-// One kernel for each built-in that the emulation supplies: the results are compared with what CUDA documents.
+// One kernel for each built-in function of the emulation. The results are compared with CUDA's documentation.
 #include "device/atomic.h"
 #include "device/numeric.h"
 #include "device/thread.h"
@@ -11,9 +11,9 @@ using namespace conan_fast;
 
 constexpr unsigned kAll = 0xffffffffu;
 
-// ---- Where a thread is
+// ---- Indices of a thread
 
-// 12 numbers for each thread, in the order of blocks and threads, x first.
+// 12 integers for each thread, in the order of blocks and threads, x first.
 __global__ void indices(unsigned* out) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
   const unsigned rank = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
@@ -99,7 +99,7 @@ __global__ void float_atomics(const float* in, float* out, double* out_double) {
   atomicAdd(out_double, static_cast<double>(in[i]));
 }
 
-// What shared memory holds when a block starts, then something else.
+// Reads shared memory when a block starts, then overwrites it.
 __global__ void fresh_shared_memory(float* out, unsigned* aligned) {
   auto* shared = reinterpret_cast<float*>(dynamic_shared_memory());
   out[blockIdx.x * blockDim.x + thread_index()] = shared[thread_index()];
@@ -107,7 +107,7 @@ __global__ void fresh_shared_memory(float* out, unsigned* aligned) {
   if (thread_index() == 0) aligned[blockIdx.x] = reinterpret_cast<uintptr_t>(shared) % 1024 == 0;
 }
 
-// Two arrays of one kernel, alive at the same time.
+// Two arrays of one kernel, used at the same time.
 __global__ void static_shared_memory(const int* in, int* out) {
   __shared__ int forward[64], backward[64];
   forward[thread_index()] = in[thread_index()];
@@ -116,7 +116,7 @@ __global__ void static_shared_memory(const int* in, int* out) {
   out[thread_index()] = 1000 * forward[63 - thread_index()] + backward[thread_index()];
 }
 
-// ---- Numbers
+// ---- Number formats
 
 template <class Format>
 __global__ void pack(const float* in, unsigned* out, int count) {

@@ -1,4 +1,4 @@
-// How Python reaches the kernels that test the emulation: by name, with buffers and whole numbers as arguments.
+// Launches the kernels that test the emulation by name, with buffers and integers as arguments.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@
 
 #include "device/platform.h"
 
-// What tests/emulation/small_kernels.py passes for one parameter.
+// An argument from tests/emulation/small_kernels.py.
 struct Argument {
-  char format;  // of the elements, as in Python's struct module; 'n': `number` counts
+  char format;  // of the elements, as in Python's struct module; 'n': an integer
   void* data;
   int64_t number;
 };
@@ -34,11 +34,11 @@ Parameter take(const Argument& argument) {
   if constexpr (std::is_pointer_v<Parameter>) {
     constexpr char format = format_of<std::remove_pointer_t<Parameter>>();
     if (argument.format != format) {
-      throw std::invalid_argument(std::string("elements '") + argument.format + "', not '" + format + "'");
+      throw std::invalid_argument(std::string("expected elements '") + format + "', got '" + argument.format + "'");
     }
     return static_cast<Parameter>(argument.data);
   } else {
-    if (argument.format != 'n') throw std::invalid_argument("a buffer for a number");
+    if (argument.format != 'n') throw std::invalid_argument("expected an integer, got a buffer");
     return static_cast<Parameter>(argument.number);
   }
 }
@@ -49,7 +49,7 @@ class Kernels {
   template <class... Parameters>
   void add(const std::string& name, void (*kernel)(Parameters...)) {
     launchers_[name] = [kernel](dim3 grid, dim3 block, size_t shared_bytes, const Argument* arguments, size_t count) {
-      if (count != sizeof...(Parameters)) throw std::invalid_argument("another number of arguments");
+      if (count != sizeof...(Parameters)) throw std::invalid_argument("wrong number of arguments");
       start(kernel, grid, block, shared_bytes, arguments, std::index_sequence_for<Parameters...>{});
     };
   }

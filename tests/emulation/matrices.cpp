@@ -1,4 +1,4 @@
-// Tensor core products and the loads for them.
+// Tensor core instructions and the loads that feed them.
 #include "device/copy.h"
 #include "device/mma.h"
 #include "device/thread.h"
@@ -8,7 +8,7 @@ namespace {
 
 using namespace conan_fast;
 
-// `times` times d += a b, on registers as they come: 4 of a, 2 of b and 4 of d for each lane.
+// d += a b, `times` times. The registers come in order: 4 of a, 2 of b and 4 of d for each lane.
 template <class Format>
 __global__ void multiply(const unsigned* a, const unsigned* b, float* d, int times) {
   const int lane = lane_index();
@@ -20,8 +20,8 @@ __global__ void multiply(const unsigned* a, const unsigned* b, float* d, int tim
   for (int i = 0; i < 4; ++i) d[4 * lane + i] = sum[i];
 }
 
-// Matrices of 8 x 8, one row of 16 bytes after another in `in`. In shared memory a row takes `pitch` bytes; with
-// `swizzle` 7, it is the chunk of 16 bytes that moves with the row.
+// Matrices of 8 x 8, stored in `in` row after row of 16 bytes. In shared memory a row takes `pitch` bytes. With
+// `swizzle` 7, the chunk of 16 bytes depends on the row.
 template <int kMatrices, bool kTransposed>
 __global__ void load_matrices(const uint16_t* in, unsigned* out, int pitch, int swizzle) {
   unsigned char* shared = dynamic_shared_memory();
@@ -35,8 +35,8 @@ __global__ void load_matrices(const uint16_t* in, unsigned* out, int pitch, int 
   for (int m = 0; m < kMatrices; ++m) out[kMatrices * lane + m] = registers[m];
 }
 
-// C [64 x 32] = A [64 x 32] B [32 x 32], 4 warps with 16 rows each, the way of a real kernel: both to shared memory in
-// rows of 80 bytes (free of bank conflicts), A by ldmatrix, B by ldmatrix.trans.
+// C [64 x 32] = A [64 x 32] B [32 x 32] by 4 warps with 16 rows each, as in a real kernel: A and B go to shared memory
+// in rows of 80 bytes (free of bank conflicts), then A is loaded by ldmatrix and B by ldmatrix.trans.
 __global__ void tile_product(const uint16_t* a, const uint16_t* b, float* c) {
   constexpr int kPitch = 80, kBStart = 64 * kPitch;
   unsigned char* shared = dynamic_shared_memory();
@@ -74,5 +74,5 @@ void add_matrix_kernels(Kernels& kernels) {
   kernels.add("load 4 matrices", load_matrices<4, false>);
   kernels.add("load 2 matrices, transposed", load_matrices<2, true>);
   kernels.add("load 4 matrices, transposed", load_matrices<4, true>);
-  kernels.add("tile product", tile_product);
+  kernels.add("tile gemm", tile_product);
 }

@@ -1,9 +1,9 @@
-// Kernels whose threads wait for each other, and some that wait in vain.
+// Kernels whose threads wait for each other, some of them for ever.
 #include "device/mma.h"
 #include "device/thread.h"
 #include "kernels.h"
 
-// The wrapper that kernels will get for bar.sync; it notes the place of the call, as __syncthreads does.
+// A wrapper of bar.sync that records the place of the call, as __syncthreads does.
 #define NAMED_BARRIER(id, threads) emulation::named_barrier(id, threads, __FILE__, __LINE__)
 
 namespace {
@@ -106,7 +106,7 @@ __global__ void one_barrier_in_two_branches(int lanes) {
   }
 }
 
-// Warp 0 stays for `more` rounds more than the others, which have left by then.
+// Warp 0 runs `more` rounds more than the others, which have exited by then.
 __global__ void barriers_of_those_left(int* out, int rounds, int more) {
   if (warp_index() == 0) rounds += more;
   for (int round = 0; round < rounds; ++round) __syncthreads();
@@ -124,7 +124,7 @@ __global__ void two_kinds_of_barrier(int threads) {
 
 // ---- Named barriers
 
-// Pairs of warps exchange values, each pair at a barrier of its own: warps 2p and 2p + 1 at barrier 1 + p.
+// Pairs of warps exchange values, each pair at its own barrier: warps 2p and 2p + 1 at barrier 1 + p.
 __global__ void exchange_in_pairs(const float* in, float* out, int rounds, int threads) {
   auto* shared = reinterpret_cast<float*>(dynamic_shared_memory());
   const int i = thread_index(), barrier = 1 + warp_index() / 2;

@@ -1,9 +1,9 @@
-"""Deletes each barrier, wait, commit and fence of the kernels in turn: some test must fail each time.
+"""Deletes each barrier, wait, commit and fence of the kernels, one at a time: each time a test must fail.
 
     python -m tests.emulation.mutate_kernels [--only sm80_forward] [--jobs 2]
 
-Prints a table of what was deleted and which test noticed. Exit code 1 if a deletion went unnoticed, or if the tests
-fail without any. Works on copies in build/; the kernels are compiled for head_dim 64, which has all their statements.
+Prints a table of the deletions and the tests that failed. Exit code 1 if no test failed for a deletion, or if a test
+fails without any. Works on copies in build/. The kernels are compiled for head_dim 64, which has all their statements.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tests.support import emulated_module
+from tests.support.compiler import compiler_missing
 from tests.support.paths import ROOT
 
 STATEMENT = re.compile(
     r"(?<![\w.])(__syncthreads|__syncwarp|cp_async_wait<[^>]*>|cp_async_commit|__threadfence(?:_block)?|fence_\w+)"
     r"\([^;]*\);"
 )
-SECONDS = 300  # of tests, after which a mutation counts as noticed: it hangs
+SECONDS = 300  # of tests, after which a mutation counts as a hang, and so as noticed
 
 ORDER = "test_the_result_does_not_depend_on_the_order_in_which_warps_run"
 CONTRASTIVE_TESTS = [
     f"tests/contrastive/test_kernels.py::{ORDER}[emulated-dtype0-whole]",
     f"tests/contrastive/test_kernels.py::{ORDER}[emulated-dtype1-tiles]",
-    "tests/contrastive/test_kernels.py::test_against_float64[emulated]",
+    "tests/contrastive/test_kernels.py::test_against_float64[emulated-many-examples]",
 ]
-# Fast ones first; all take head_dim 64.
+# Fast ones first. All of them run head_dim 64.
 ATTENTION_TESTS = [
     f"tests/attention/test_kernels.py::{ORDER}[emulated-64-Hopper]",
     f"tests/attention/test_kernels.py::{ORDER}[emulated-64-8.6]",
     "tests/attention/test_kernels.py::test_many_sequences[emulated]",
-    "tests/attention/test_kernels.py::test_packed_against_float64[emulated-64]",
-    "tests/attention/test_kernels.py::test_padded_against_float64[emulated-64]",
+    "tests/attention/test_kernels.py::test_packed_against_float64[emulated-64-many-examples]",
+    "tests/attention/test_kernels.py::test_padded_against_float64[emulated-64-many-examples]",
 ]
-# Which files are mutated, and the tests of each.
+# The mutated files and their tests.
 KERNELS = {
     "csrc/attention/*.cuh": ATTENTION_TESTS,
     "csrc/contrastive/*.cuh": CONTRASTIVE_TESTS,
@@ -64,7 +65,10 @@ class Mutation(NamedTuple):
 
 def mutations(only: str = "") -> Iterator[Mutation]:
     for pattern, tests in KERNELS.items():
-        for path in sorted(ROOT.glob(pattern)):
+        paths = sorted(ROOT.glob(pattern))
+        if not paths:
+            raise SystemExit(f"no file matches {pattern}")
+        for path in paths:
             if only not in path.name:
                 continue
             text = path.read_text()
@@ -76,10 +80,13 @@ def mutations(only: str = "") -> Iterator[Mutation]:
 
 
 def run(mutation: Mutation | None, slot: int) -> str | None:
-    """Which test fails with the statement deleted, and how; None if none does. Each slot has folders of its own."""
+    """The test that fails without the mutation's statement, and its error; None if no test fails.
+
+    Runs that go on at the same time need different slots, because each slot has its own folders.
+    """
     source = ROOT / "build" / f"mutation-{slot}"
     source.mkdir(parents=True, exist_ok=True)
-    # Files are written only where they differ, so that what does not depend on them is not compiled again.
+    # Equal files are not written again, so that only what depends on the others is compiled.
     for path in [ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*")]:
         target = source / path.relative_to(ROOT)
         if path.is_dir():
@@ -95,7 +102,8 @@ def run(mutation: Mutation | None, slot: int) -> str | None:
         module = emulated_module.build(f"mutation-{slot}", flags="-O1", head_dims="64", source=source)
     except RuntimeError as error:
         raise SystemExit(f"{mutation} does not compile:\n{error}") from error
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-m", "", "--no-header", "--tb=line"]
+    command += ["-p", "no:cacheprovider"]
     environment = os.environ | {"CONAN_FAST_EMULATED": str(module), "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
     try:
         result = subprocess.run(
@@ -108,12 +116,12 @@ def run(mutation: Mutation | None, slot: int) -> str | None:
     if result.returncode == 0:
         return None
     if result.returncode < 0:
-        return f"the process dies of {signal.Signals(-result.returncode).name}"
-    if result.returncode != 1:  # neither passed nor failed: the run itself went wrong
-        raise SystemExit(f"pytest ended with {result.returncode} for {mutation}:\n{result.stdout}")
+        return f"the process was ended by {signal.Signals(-result.returncode).name}"
+    if result.returncode != 1:  # for example because a test was not found
+        raise SystemExit(f"pytest exited with {result.returncode} for {mutation}:\n{result.stdout}")
     failed = re.search(r"FAILED \S+::(\S+)(?: - (.*))?", result.stdout)
     if failed is None:
-        raise SystemExit(f"pytest names no failed test for {mutation}:\n{result.stdout}")
+        raise SystemExit(f"no failed test in the output of pytest for {mutation}:\n{result.stdout}")
     return f"{failed[1]}: {(failed[2] or '').strip()[:140]}"
 
 
@@ -122,7 +130,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="mutate only files whose name contains TEXT")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutations at a time (default: cores)")
     options = parser.parse_args()
-    if reason := emulated_module.compiler_missing():
+    if reason := compiler_missing():
         print(reason, file=sys.stderr)
         return 2
     chosen = list(mutations(options.only))
@@ -138,7 +146,7 @@ def main() -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         unmutated = work(None)
         if unmutated is not None:
-            print(f"without any mutation, {unmutated}", file=sys.stderr)
+            print(f"a test fails without any mutation: {unmutated}", file=sys.stderr)
             return 1
         results = list(tqdm(pool.map(work, chosen), total=len(chosen), unit="mutation"))
     for slot in slots:

@@ -1,5 +1,5 @@
-// Kernels whose results depend on the order of the threads as soon as a barrier or a wait is missing, and kernels that
-// record the order.
+// Kernels whose results depend on the order of the threads if a barrier or a wait is missing, and kernels that record
+// the order.
 #include "device/copy.h"
 #include "device/thread.h"
 #include "kernels.h"
@@ -12,7 +12,7 @@ using namespace conan_fast;
 
 enum class Barriers { kAll, kNotAfterWriting, kNotBeforeOverwriting };
 
-// Each round moves every value by 33 places, to another warp and another lane.
+// Each round moves every value by 33 places, into another warp and another lane.
 template <Barriers kBarriers>
 __global__ void rotate(const float* in, float* out, int rounds) {
   auto* shared = reinterpret_cast<float*>(dynamic_shared_memory());
@@ -42,7 +42,7 @@ __global__ void rotate_lanes(const float* in, float* out, int rounds) {
   out[lane] = value;
 }
 
-// The sum of each row, one row after another, by way of static shared memory.
+// The sum of each row, one row after another, through static shared memory.
 template <Barriers kBarriers>
 __global__ void row_sums(const float* in, float* out, int rows) {
   __shared__ float of_warps[32];
@@ -86,7 +86,7 @@ __global__ void copy_tiles(const float* in, float* out, int tiles) {
   if constexpr (kCopies != Copies::kFirstCommitMissing && kCopies != Copies::kNoCommit) cp_async_commit();
   for (int tile = 0; tile < tiles; ++tile) {
     if (tile + 1 < tiles) copy_tile(tile + 1);
-    // The last one closes an empty group: the wait counts groups.
+    // The last commit closes an empty group, because the wait counts groups.
     if constexpr (kCopies != Copies::kNoCommit) cp_async_commit();
     if constexpr (kCopies == Copies::kBarrierBeforeWait) __syncthreads();
     if constexpr (kCopies == Copies::kWaitLeavesTooMany) {
@@ -102,7 +102,7 @@ __global__ void copy_tiles(const float* in, float* out, int tiles) {
   if constexpr (kCopies != Copies::kNeverWaited) cp_async_wait<0>();
 }
 
-// kBytes for each thread, zeros from thread `valid` on. The others' addresses are never read: they are past the end.
+// kBytes for each thread, zeros from thread `valid` on, whose addresses are past the end and never read.
 template <int kBytes>
 __global__ void copy_valid(const float* in, float* out, int valid) {
   unsigned char* shared = dynamic_shared_memory();
@@ -130,7 +130,7 @@ __global__ void copy_then_clear(float* in, float* out) {
 
 // ---- The order itself
 
-// Every warp notes its number `entries` times, with a collective in between.
+// Each warp records its number `entries` times, with a collective in between.
 __global__ void warp_order(unsigned* count, int* order, int entries) {
   for (int entry = 0; entry < entries; ++entry) {
     if (lane_index() == 0) order[atomicAdd(count, 1u)] = warp_index();

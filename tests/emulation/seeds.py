@@ -1,22 +1,13 @@
-"""What the tests of the emulation do with a kernel: run it at many seeds of the scheduler."""
+"""Runs a small kernel at many seeds of the emulation's scheduler."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.emulation import small_kernels
-from tests.emulation.small_kernels import KernelError, Kernels
-from tests.support import emulated_module
+from tests.emulation.small_kernels import KernelError
 
 SEEDS = range(20)
-
-
-def loaded() -> Kernels:
-    """For a fixture: the library, compiled if need be, or a skip."""
-    if reason := emulated_module.compiler_missing():
-        pytest.skip(reason)
-    return Kernels(small_kernels.build("tests"))
 
 
 def random_floats(*shape, seed=0):
@@ -24,7 +15,7 @@ def random_floats(*shape, seed=0):
 
 
 def outputs(kernels, name, x, shape, *numbers, **launch):
-    """What kernel(x, out, numbers...) writes to `out`, for each seed."""
+    """The `out` that kernel(x, out, numbers...) writes, for each seed."""
     for seed in SEEDS:
         kernels.set_seed(seed)
         out = np.full(shape, -1, x.dtype)
@@ -33,7 +24,7 @@ def outputs(kernels, name, x, shape, *numbers, **launch):
 
 
 def wrong_seeds(kernels, name, x, expected, *numbers, **launch):
-    """At how many seeds the result is not `expected`."""
+    """The number of seeds at which the result is not `expected`."""
     results = outputs(kernels, name, x, expected.shape, *numbers, **launch)
     return sum(not np.array_equal(out, expected) for out in results)
 

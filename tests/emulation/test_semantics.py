@@ -1,4 +1,4 @@
-"""The CPU emulation of CUDA (csrc/emulation) computes what CUDA documents, in an order that a seed decides."""
+"""The CPU emulation of CUDA (csrc/emulation) computes what CUDA documents, in an order that depends on a seed."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.emulation.seeds import SEEDS, errors, loaded, passes, random_floats, wrong_seeds
+from tests.emulation.seeds import SEEDS, errors, passes, random_floats, wrong_seeds
 from tests.emulation.small_kernels import KernelError
 
 LANES = np.arange(32)
 ALL_LANES = 0xFFFFFFFF
-
-
-@pytest.fixture(scope="session")
-def kernels():
-    return loaded()
 
 
 # ---- Launches
@@ -34,7 +29,7 @@ def kernels():
         ({"shared": 227 * 1024 + 1}, "232449 bytes of dynamic shared memory, at most 232448"),
     ],
 )
-def test_a_launch_that_no_gpu_takes_is_an_error(kernels, shape, message):
+def test_an_invalid_launch_is_an_error(kernels, shape, message):
     with pytest.raises(KernelError, match=f"launch: {message}"):
         kernels.launch("lane order", np.zeros(1, np.uint32), np.zeros(2048, np.int32), 1, **shape)
 
@@ -88,7 +83,7 @@ def test_a_warp_runs_as_far_ahead_as_it_can(kernels):
     assert {order[0, 0] for order in orders} == {0, 1, 2, 3}
 
 
-def test_each_barrier_draws_the_order_of_warps_anew(kernels):
+def test_each_barrier_changes_the_order_of_warps(kernels):
     name = "warp order between barriers"
     order = noted_order(kernels, name, 4 * 40, 40, block=128).reshape(40, 4)
     assert (np.sort(order) == [0, 1, 2, 3]).all()
@@ -324,7 +319,7 @@ def registers(matrix, places):
     return np.ascontiguousarray(bits(matrix)[places]).view(np.uint32)
 
 
-def multiplied(kernels, a, b, c, times=1):
+def product_by_mma(kernels, a, b, c, times=1):
     """c + times * (a b), by mma.m16n8k16 in the format of a and b."""
     d = np.ascontiguousarray(c[places_in_c()])
     kernels.launch(
@@ -343,14 +338,14 @@ def test_mma_multiplies_and_adds(kernels, dtype, seed):
     c = random_floats(16, 8, seed=seed + 100)
     for times in (1, 3):
         exact = c + times * (a.double() @ b.double()).numpy()
-        np.testing.assert_allclose(multiplied(kernels, a, b, c, times), exact, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(product_by_mma(kernels, a, b, c, times), exact, rtol=1e-5, atol=1e-5)
 
 
 @FORMATS
 def test_mma_keeps_nan_in_its_row_or_column(kernels, dtype):
     a, b = torch.ones(16, 16, dtype=dtype), torch.ones(16, 8, dtype=dtype)
     a[3, 5], b[7, 2] = torch.nan, torch.inf
-    out = multiplied(kernels, a, b, np.zeros((16, 8), np.float32))
+    out = product_by_mma(kernels, a, b, np.zeros((16, 8), np.float32))
     expected = np.full((16, 8), 16, np.float32)
     expected[:, 2] = np.inf
     expected[3] = np.nan
@@ -391,9 +386,9 @@ def test_ldmatrix_counts_bank_conflicts(kernels, pitch, swizzle, passes_more):
         assert kernels.statistics()["bank_conflicts"] - before == matrices * passes_more
 
 
-def test_a_product_by_cp_async_ldmatrix_and_mma(kernels):
+def test_gemm_with_cp_async_ldmatrix_and_mma(kernels):
     a, b = (torch.from_numpy(random_floats(*shape)).half() for shape in ((64, 32), (32, 32)))
     out, before = np.zeros((64, 32), np.float32), kernels.statistics()["bank_conflicts"]
-    passes(kernels, "tile product", bits(a), bits(b), out, block=128, shared=96 * 80)
+    passes(kernels, "tile gemm", bits(a), bits(b), out, block=128, shared=96 * 80)
     np.testing.assert_allclose(out, (a.double() @ b.double()).numpy(), rtol=1e-5, atol=1e-5)
     assert kernels.statistics()["bank_conflicts"] == before

@@ -1,14 +1,12 @@
-"""Builds the kernels for the CPU (conan_fast._emulated) and loads them, for tests, sanitizer runs and mutations.
+"""Compiles the kernels for the CPU (conan_fast._emulated) and loads them, for tests, sanitizers and mutations.
 
-Kept in build/, compiled again only as far as sources changed. CONAN_FAST_EMULATED names a module that is already built.
+The objects are kept in build/, so only changed sources are compiled again. CONAN_FAST_EMULATED names a module that is
+already built.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -16,19 +14,14 @@ from types import ModuleType
 
 from filelock import FileLock
 
+from tests.support.compiler import run
 from tests.support.paths import ROOT
 
 NAME = "conan_fast._emulated"
 
 
-def compiler_missing() -> str | None:
-    """Why nothing can be compiled here; None if it can."""
-    compiler = os.environ.get("CXX", "c++")
-    return None if shutil.which(compiler) else f"no C++ compiler: {compiler} is not on PATH (CXX names another)"
-
-
 def build(name: str, *, flags: str = "", head_dims: str = "", source: Path = ROOT) -> Path:
-    """The path of the module compiled from `source` with these flags into build/emulated-`name`."""
+    """Compiles `source` with `flags` in build/emulated-`name`; returns the path of the module."""
     folder = ROOT / "build" / f"emulated-{name}-{sys.implementation.cache_tag}"
     folder.mkdir(parents=True, exist_ok=True)
     options = {
@@ -40,20 +33,14 @@ def build(name: str, *, flags: str = "", head_dims: str = "", source: Path = ROO
         "Python_EXECUTABLE": sys.executable,
     }
     definitions = [f"-D{key}={value}" for key, value in options.items()]
-    with FileLock(folder / "lock"):  # pytest-xdist's processes start at once
+    with FileLock(folder / "lock"):  # the workers of pytest-xdist start at once
         run("cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", *definitions)
         run("cmake", "--build", str(folder))
     return folder / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def run(*command: str) -> None:
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout}")
-
-
 def load(path: Path) -> ModuleType:
-    """Imports the module file as conan_fast._emulated: from then on backend="emulated" exists in this process."""
+    """Imports the module file as conan_fast._emulated: from then on backend="emulated" works in this process."""
     spec = importlib.util.spec_from_file_location(NAME, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Style, formatting and types, with the committed configuration; `pytest tests/test_lint.py` is the one command."""
+"""Style, formatting and types with the committed configuration: `pytest -n0 tests/project/test_lint.py`."""
 
 import subprocess
 import sys
@@ -19,7 +19,9 @@ def test_no_complaints(command: str) -> None:
 
 
 def test_no_complaints_about_c_plus_plus() -> None:
-    clang_format = Path(sysconfig.get_path("scripts")) / "clang-format"  # PyPI's: another release formats differently
+    clang_format = (
+        Path(sysconfig.get_path("scripts")) / "clang-format"
+    )  # that of the venv: other releases format differently
     files = [path for folder in ("csrc", "tests") for path in sorted((ROOT / folder).rglob("*.*"))]
     sources = [str(path) for path in files if path.suffix in (".h", ".cuh", ".cpp", ".cu")]
     result = subprocess.run(

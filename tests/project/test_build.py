@@ -1,4 +1,4 @@
-"""What an installation decides to compile, what it says, and how the compiler's report is read."""
+"""Which kernels an installation compiles, its messages, and the parser of the compiler's report."""
 
 import importlib.metadata
 import shutil
@@ -14,12 +14,12 @@ from csrc import resource_report
 DEFAULT_ARCHITECTURES = ["sm_80", "sm_90a", "compute_80"]
 
 
-# What the environment decides.
+# Decided by the environment
 
 
 @dataclass
 class Machine:
-    """A made-up computer: the programs in `folder` are all that is on PATH."""
+    """A simulated machine: only the programs in `folder` are on PATH."""
 
     folder: Path
     monkeypatch: pytest.MonkeyPatch
@@ -44,19 +44,19 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Linux with a C++ compiler, without nvcc, without a driver."""
+    """Linux with a C++ compiler, without nvcc and driver."""
     for name in ("CONAN_FAST_CUDA", "CONAN_FAST_CUDA_ARCHS", "CUDA_HOME", "CXX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(build_backend, "has_driver", lambda: False)
-    made_up = Machine(tmp_path, monkeypatch)
-    made_up.program("g++")
-    return made_up
+    simulated = Machine(tmp_path, monkeypatch)
+    simulated.program("g++")
+    return simulated
 
 
 def complaint() -> str:
-    """The one line with which the build ends."""
+    """The message of the build's SystemExit, which is one line."""
     with pytest.raises(SystemExit) as error:
         build_backend.plan()
     message = str(error.value)
@@ -64,7 +64,7 @@ def complaint() -> str:
     return message
 
 
-def test_nothing_there_installs_without_kernels_and_says_why(machine):
+def test_without_nvcc_and_driver_no_kernels_are_built_and_the_reason_is_given(machine):
     plan = build_backend.plan()
     assert not plan.cuda and plan.nvcc is None and not plan.compiler_wheels
     assert "no nvcc" in plan.no_cuda_reason and "NVIDIA driver" in plan.no_cuda_reason
@@ -78,7 +78,7 @@ def test_nvcc_on_path_compiles(machine, wanted, driver):
     if wanted:
         machine.set("CONAN_FAST_CUDA", wanted)
     if driver:
-        machine.driver(550)  # its age does not matter where the compiler is the user's own
+        machine.driver(550)  # its version does not matter with the user's own compiler
     plan = build_backend.plan()
     assert plan.cuda and plan.nvcc == build_backend.Nvcc(path, "12.4", "12.4.99")
     assert plan.architectures == DEFAULT_ARCHITECTURES
@@ -95,8 +95,8 @@ def test_cuda_home_comes_before_path(machine):
 
 
 @pytest.mark.parametrize("driver", [None, 580, 600])
-def test_a_driver_alone_brings_the_compiler_from_pypi(machine, driver):
-    machine.driver(driver)  # None: there is one, but it does not say which
+def test_a_driver_alone_selects_the_compiler_from_pypi(machine, driver):
+    machine.driver(driver)  # None: a driver of unknown release
     plan = build_backend.plan()
     assert plan.cuda and plan.compiler_wheels and plan.nvcc is None
     assert build_backend.requirements(plan) == build_backend.BUILD_TOOLS + build_backend.COMPILER_WHEELS
@@ -115,7 +115,7 @@ def test_cuda_1_needs_neither_nvcc_nor_driver(machine):
     assert build_backend.plan().compiler_wheels
 
 
-def test_nvcc_too_old_counts_as_none(machine):
+def test_an_old_nvcc_is_ignored(machine):
     path = machine.nvcc("12.3")
     plan = build_backend.plan()
     assert not plan.cuda and f"{path} is CUDA 12.3" in plan.no_cuda_reason and "12.4" in plan.no_cuda_reason
@@ -134,7 +134,7 @@ def test_nvcc_that_does_not_work(machine, script):
     assert not build_backend.plan().cuda
 
 
-def test_cuda_0_looks_at_nothing(machine):
+def test_cuda_0_ignores_the_machine(machine):
     machine.nvcc("13.0")
     machine.driver(600)
     machine.set("CONAN_FAST_CUDA", "0")
@@ -144,7 +144,7 @@ def test_cuda_0_looks_at_nothing(machine):
 
 
 @pytest.mark.parametrize("value", ["yes", "2", "01", " "])
-def test_cuda_takes_0_and_1(machine, value):
+def test_cuda_must_be_0_or_1(machine, value):
     machine.set("CONAN_FAST_CUDA", value)
     assert repr(value) in complaint()
 
@@ -199,7 +199,7 @@ def test_empty_architectures_are_the_default(machine):
     assert build_backend.plan().architectures == DEFAULT_ARCHITECTURES
 
 
-def test_a_driver_shows_by_its_program(tmp_path, monkeypatch):
+def test_a_driver_is_found_by_its_program(tmp_path, monkeypatch):
     Machine(tmp_path, monkeypatch).program("nvidia-smi")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert build_backend.has_driver()
@@ -217,7 +217,7 @@ def test_driver_release(text, release):
     assert build_backend.driver_release(text) == release
 
 
-def test_the_hooks_ask_for_what_the_plan_needs(machine):
+def test_the_hooks_return_what_the_plan_needs(machine):
     machine.set("CONAN_FAST_CUDA", "1")
     machine.monkeypatch.setattr(build_backend._setuptools, "get_requires_for_build_wheel", lambda settings: ["own"])
     machine.monkeypatch.setattr(build_backend._setuptools, "get_requires_for_build_editable", lambda settings: ["own"])
@@ -236,7 +236,7 @@ def test_without_isolation_the_missing_compiler_is_named(monkeypatch):
     assert all(wheel in str(error.value) for wheel in build_backend.COMPILER_WHEELS)
 
 
-# What ptxas says.
+# The report of ptxas
 
 REPORT = """\
 ptxas info    : 0 bytes gmem

@@ -1,4 +1,4 @@
-"""The README stays true: its Python runs, its files exist, its commands are known."""
+"""The README's Python runs, its links lead to files, and its options exist."""
 
 import re
 

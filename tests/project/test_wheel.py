@@ -1,6 +1,6 @@
-"""The wheel as a user builds it, without a CUDA toolkit, and what the compiler made of the kernels.
+"""The wheel as a user builds it, and the compiler's report of the kernels.
 
-The slow tests hide what there is of a toolkit and build with NVIDIA's compiler from PyPI.
+The proofs hide the machine's CUDA toolkit, if it has one, and build with NVIDIA's compiler from PyPI.
 """
 
 import json
@@ -19,8 +19,10 @@ import pytest
 import build_backend
 import conan_fast
 from csrc import resource_report
-from tests.support import emulated_module
+from tests.support.compiler import compiler_missing
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.xdist_group("wheel")  # one worker builds it once
 
 MODULE = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
 MEGABYTE = 1e6
@@ -28,7 +30,7 @@ DEFAULT_ARCHITECTURES = ["sm_80", "sm_90a", "compute_80"]
 
 
 def path_without_nvcc(folder: Path) -> str:
-    """PATH, each folder with an nvcc in it replaced by one of links to everything else there."""
+    """PATH, with each folder that holds an nvcc replaced by one of links to its other files."""
     folders = []
     for index, name in enumerate(os.get_exec_path()):
         if shutil.which("nvcc", path=name):
@@ -43,7 +45,7 @@ def path_without_nvcc(folder: Path) -> str:
 
 @dataclass
 class Build:
-    """A copy of this tree, in which pip runs without a CUDA toolkit, always with build isolation."""
+    """A copy of this tree, in which pip runs with build isolation and without a CUDA toolkit."""
 
     tree: Path
     environment: dict[str, str]
@@ -61,13 +63,13 @@ class Build:
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The wheel for all default architectures."""
-    if reason := emulated_module.compiler_missing():
+    if reason := compiler_missing():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("build")
     unset = re.compile(r"(CUDA|CONAN_FAST)\w*|CMAKE_ARGS|PIP_NO_BUILD_ISOLATION|PYTHONPATH")
     environment = {name: value for name, value in os.environ.items() if not unset.fullmatch(name)}
     environment |= {"PATH": path_without_nvcc(folder / "path"), "CONAN_FAST_CUDA": "1"}
-    made = Build(folder / "a tree", environment)  # with a space, which compilers and linkers like to trip over
+    made = Build(folder / "a tree", environment)  # with a space, which breaks some compilers and linkers
     made.tree.mkdir()
     status, output = made.pip("download", "--no-deps", "--dest", str(folder / "reached"), "pybind11")
     if status != 0:
@@ -89,7 +91,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_wheel_by_the_compiler_of_pypi(build, capsys):
     with zipfile.ZipFile(build.wheel) as wheel:
         names = wheel.namelist()
@@ -106,7 +108,7 @@ def test_wheel_by_the_compiler_of_pypi(build, capsys):
         print(f"\nwheel: {build.wheel.stat().st_size / MEGABYTE:.1f} MB")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_module_needs_neither_torch_nor_a_toolkit(build, tmp_path):
     with zipfile.ZipFile(build.wheel) as wheel:
         module = Path(wheel.extract(f"conan_fast/{MODULE}", tmp_path))
@@ -127,7 +129,7 @@ def test_the_module_needs_neither_torch_nor_a_toolkit(build, tmp_path):
     assert not re.search(r"\((RPATH|RUNPATH)\)", linked)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_compile_error_is_the_compilers_own(build):
     source = build.tree / "csrc" / "attention" / "common.cu"
     sound = source.read_text()
@@ -140,19 +142,19 @@ def test_a_compile_error_is_the_compilers_own(build):
     assert output.count('identifier "no_such_name" is undefined') == 1
     assert output.count("error: conan_fast: the kernels do not compile") == 1
     assert "Traceback" not in output
-    # Afterwards the build only says that it ended: pip, in a box of its own.
+    # Only pip's own message follows.
     _, after = output.split("error: conan_fast: the kernels do not compile")
     assert len(after.splitlines()) < 15, output
 
 
-@pytest.mark.slow
-def test_an_impossible_wish_is_one_line(build):
+@pytest.mark.proof
+def test_an_invalid_setting_is_a_message_of_one_line(build):
     status, output = build.pip("wheel", "--no-deps", "--wheel-dir", str(build.tree / "dist"), ".", CONAN_FAST_CUDA="x")
     assert status != 0 and output.count("error: conan_fast: CONAN_FAST_CUDA is 'x'") == 1
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_editable_with_and_then_without_kernels(build, tmp_path):
     package = build.tree / "conan_fast"
     python = tmp_path / "venv" / "bin" / "python"
@@ -167,9 +169,9 @@ def test_editable_with_and_then_without_kernels(build, tmp_path):
     assert "CONAN_FAST_CUDA=0" in json.loads((package / "_build.json").read_text())["reason"]
 
 
-@pytest.fixture(params=["installed", pytest.param("wheel", marks=pytest.mark.slow)])
+@pytest.fixture(params=["installed", pytest.param("wheel", marks=pytest.mark.proof)])
 def facts(request: pytest.FixtureRequest) -> tuple[list[str], list[dict]]:
-    """Architectures and kernels."""
+    """The architectures, and the compiler's report of each kernel."""
     if request.param == "installed":
         info = conan_fast.build_info()
         if not info["kernels"]:
