@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-SATURATIONS = ("key", "query", "uniform")  # in the order of Saturation in csrc/soft_mask.h: the index is the code
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@
 
 namespace conan_fast {
 
-// In the order of SATURATIONS in conan_fast/_checks.py.
+// In the order of SATURATIONS in conan_fast/attention/soft_mask.py.
 enum class Saturation : int { kKey, kQuery, kUniform };
 
 // The name in Python; null past the last enumerator.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conan_fast import _native
-from conan_fast._checks import SATURATIONS
+from conan_fast.attention.soft_mask import SATURATIONS
 
 KB = 1024
 

@@ -13,6 +13,7 @@ from torch.utils.dlpack import to_dlpack
 
 from .. import _checks, _native
 from .settings import Settings
+from .soft_mask import SATURATIONS
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -87,7 +88,7 @@ class KernelAttention:
             slots = self._module.schedule_slots(q.shape[0], len(cu_seqlens) - 1)
             schedule = torch.empty((slots, 4), dtype=torch.int32, device=q.device)
         alpha, alpha_tensor = _alpha(settings.alpha, settings.alpha_tensor, q.device)
-        code = _checks.SATURATIONS.index(settings.saturation)
+        code = SATURATIONS.index(settings.saturation)
         arguments = [_capsule(cu_seqlens), settings.max_seqlen, alpha, _capsule(alpha_tensor), code, settings.scale]
         return arguments, schedule
 

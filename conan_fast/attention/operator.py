@@ -17,6 +17,7 @@ from .. import _backends, _checks
 from . import torch_backend
 from .kernel_backend import KernelAttention
 from .settings import Arguments, Settings
+from .soft_mask import SATURATIONS
 
 
 class Backend(Protocol):
@@ -157,7 +158,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q)
     _checks.alpha(alpha, q.device)
-    _checks.one_of("saturation", arguments.saturation, _checks.SATURATIONS)
+    _checks.one_of("saturation", arguments.saturation, SATURATIONS)
     _checks.positive_scale(arguments.scale)
     chosen = _backends.choose(arguments.backend, q.device, lambda name: KERNELS[name].unsupported(q))
     alpha_float, alpha_tensor = (0.0, alpha) if isinstance(alpha, Tensor) else (float(alpha), None)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .. import _checks
 
+# In the order of Saturation in csrc/soft_mask.h: the index is the code that the kernels know.
+SATURATIONS = ("key", "query", "uniform")
 CURVES = ("linear", "accelerating", "decelerating")
 
 
@@ -71,7 +73,7 @@ def soft_mask(
     """
     if length < 0:
         raise ValueError(f"length must be at least 0, got {length}")
-    _checks.one_of("saturation", saturation, _checks.SATURATIONS)
+    _checks.one_of("saturation", saturation, SATURATIONS)
     index = torch.arange(length, device=device)
     _checks.alpha(alpha, index.device)
     if isinstance(alpha, Tensor) and alpha.device.type == "cpu":

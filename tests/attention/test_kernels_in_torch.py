@@ -6,7 +6,7 @@ from torch.library import opcheck
 from torch.utils.dlpack import to_dlpack
 
 from conan_fast import _native, soft_mask_attention, soft_mask_attention_varlen
-from conan_fast._checks import SATURATIONS
+from conan_fast.attention.soft_mask import SATURATIONS
 from tests.support.attention import random_qkv, value_and_grads
 from tests.support.comparison import assert_same
 

@@ -1,12 +1,14 @@
 """Loading recipes, invalid fields, and fields set on the command line."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from conan_fast.attention.soft_mask import SATURATIONS
 from train.model import build_model
-from train.recipe import RECIPES, RecipeError, describe_fields, load_recipe
+from train.recipe import RECIPES, RecipeError, WeakRecipe, describe_fields, load_recipe
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.toml")))
@@ -21,6 +23,12 @@ def test_papers_model_has_the_papers_parameter_count() -> None:
     count = sum(p.numel() for p in model.parameters())
     assert abs(count - 1_503e6) <= 0.01 * 1_503e6
     assert model.config.head_dim == 112
+
+
+def test_a_recipe_can_choose_every_saturation() -> None:
+    for saturation in SATURATIONS:
+        assert load_recipe("tiny", {"weak.saturation": saturation}).weak.saturation == saturation
+    assert get_args(WeakRecipe.model_fields["saturation"].annotation) == SATURATIONS
 
 
 def test_command_line_sets_any_field() -> None:

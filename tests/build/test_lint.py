@@ -1,4 +1,4 @@
-"""Style, formatting and types with the committed configuration: `pytest -n0 tests/project/test_lint.py`."""
+"""Style, formatting and types with the committed configuration: `pytest -n0 tests/build/test_lint.py`."""
 
 import subprocess
 import sys
