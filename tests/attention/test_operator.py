@@ -28,13 +28,12 @@ def unwritten_memory_is_nan():
 
 @settings(deadline=None, max_examples=40)
 @given(
-    batch=st.integers(0, 3), length=st.integers(0, 19), heads=HEADS, alpha=ALPHAS, saturation=SATURATIONS,
-    layout=st.sampled_from(["plain", "heads first", "every other"]), scale=st.sampled_from([None, 0.7]),
-    size=WORKSPACES, seed=st.integers(0, 99),
+    shape=st.tuples(st.integers(0, 3), st.integers(0, 19)), heads=HEADS, alpha=ALPHAS,
+    options=st.fixed_dictionaries({"saturation": SATURATIONS, "scale": st.sampled_from([None, 0.7])}),
+    layout=st.sampled_from(["plain", "heads first", "every other"]), size=WORKSPACES, seed=st.integers(0, 99),
 )  # fmt: skip
-def test_padded_equals_reference(batch, length, heads, alpha, saturation, layout, scale, size, seed):
-    inputs = random_qkv(batch, length, heads=heads, seed=seed)
-    options = {"saturation": saturation, "scale": scale}
+def test_padded_equals_reference(shape, heads, alpha, options, layout, size, seed):
+    inputs = random_qkv(*shape, heads=heads, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_backend, "CPU_WORKSPACE_BYTES", size)
         ours = value_and_grads(
