@@ -1,1 +1,1 @@
-"""Measurements of the operators: `pytest benchmarks`, and commands such as `python -m benchmarks.attention`."""
+"""Measurements of the operators and of a training step: `python -m benchmarks --help`, and `pytest benchmarks`."""

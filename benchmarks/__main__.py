@@ -1,11 +1,9 @@
-"""How fast is it, and beside whom? Measure, report, look into a kernel.
+"""Speed and memory of the operators and of a training step, compared with other implementations ("peers").
 
-python -m benchmarks run      operators and training step beside their peers -> a result file
-python -m benchmarks report   result files -> benchmarks/REPORT.md, with pictures
-python -m benchmarks explain  what a kernel takes (registers, instructions) and how far it is from its floor
+python -m benchmarks run      measure everything -> a result file in benchmarks/results
+python -m benchmarks report   result files -> benchmarks/REPORT.md and pictures
+python -m benchmarks explain  one compiled kernel: resources, instructions, roofline time
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -20,23 +18,16 @@ COMMANDS = {"run": run, "report": report, "explain": explain}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{run,report,explain}")
-    parsers = {}
     for name, module in COMMANDS.items():
-        parsers[name] = commands.add_parser(
-            name,
-            description=module.__doc__,
-            help=(module.__doc__ or "").splitlines()[0],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(parsers[name])
+        summary = (module.__doc__ or "").splitlines()[0]
+        module.add_arguments(commands.add_parser(name, description=module.__doc__, help=summary, formatter_class=raw))
     options = parser.parse_args(arguments)
     try:
         return COMMANDS[options.command].main(options)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

@@ -1,6 +1,4 @@
-"""What a measurement was made with: hardware, driver, versions, and which sources."""
-
-from __future__ import annotations
+"""What a measurement was made with: hardware, driver, versions, sources."""
 
 import hashlib
 import os
@@ -17,7 +15,7 @@ import torch
 from conan_fast import build_info
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = (
+PACKAGES = [
     "accelerate",
     "cut-cross-entropy",
     "flash-attn",
@@ -29,12 +27,12 @@ PACKAGES = (
     "transformers",
     "triton",
     "xformers",
-)
+]
 
 
 @cache
 def facts(device: torch.device) -> dict[str, Any]:
-    """For JSON; None for what does not exist or cannot be found out."""
+    """For JSON; None for what does not exist or is unknown."""
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -55,7 +53,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def csrc_sha256() -> str:
-    """Of the names and contents of all files in csrc/."""
+    """Hash of the names and contents of all files in csrc/."""
     digest = hashlib.sha256()
     for path in sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file() and path.suffix != ".pyc"):
         content = path.read_bytes()

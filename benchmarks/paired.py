@@ -1,19 +1,17 @@
-"""Statistics of interleaved measurements: what differs from noise, and what does not.
+"""Statistics of interleaved measurements: which differences are more than noise.
 
-Two implementations that are compared run in the same rounds, one after the other in random order. What drifts - clocks,
-temperature, other users of the machine - hits both times of a round, so the ratio within a round is what is looked at:
-its median over the rounds, with an interval by order statistics, which assumes nothing about the distribution but that
-rounds are independent (they nearly are: what they share cancels in the ratio).
+Two implementations that are compared run in the same rounds, one after the other in random order. Drift of clocks,
+temperature and other load affects both times of a round. The statistic is therefore the ratio within a round: its
+median over the rounds, with an interval by order statistics, which assumes only that rounds are independent (they
+nearly are: what they share cancels in the ratio).
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.99  # of an interval
-LEAST_DIFFERENCE = 0.01  # less is not called a difference, however sure it is: placement in memory alone makes as much
+LEAST_DIFFERENCE = 0.01  # less is not called a difference, however certain: placement in memory alone makes as much
 
 
 @dataclass(frozen=True)
@@ -26,17 +24,17 @@ class Timing:
     rounds: int
 
     @staticmethod
-    def of(seconds: Sequence[float]) -> Timing:
+    def of(seconds: Sequence[float]) -> "Timing":
         times = sorted(1e3 * second for second in seconds)
         return Timing(quantile(times, 0.5), quantile(times, 0.1), quantile(times, 0.9), len(times))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """ratio: the median of other time / own time over the rounds; low, high: its interval.
+    """ratio: the median of other time / baseline time over the rounds; low, high: its interval.
 
-    differs: whether the whole interval lies on one side of 1, and the ratio is more than LEAST_DIFFERENCE from it; None
-    where the rounds are too few to say.
+    differs: whether the whole interval lies on one side of 1 and the ratio is more than LEAST_DIFFERENCE from it; None
+    if there are too few rounds for an interval.
     """
 
     ratio: float
@@ -45,15 +43,15 @@ class Comparison:
     differs: bool | None
 
 
-def compare(own: Sequence[float], other: Sequence[float]) -> Comparison:
+def compare(baseline: Sequence[float], other: Sequence[float]) -> Comparison:
     """Times of the same rounds, in seconds.
 
     Raises:
-        ValueError: for different numbers of rounds, which cannot be of the same rounds, or none.
+        ValueError: for different numbers of rounds, or none.
     """
-    if len(own) != len(other) or not own:
-        raise ValueError(f"own and other: times of the same rounds are compared, got {len(own)} and {len(other)}")
-    ratios = sorted(b / a for a, b in zip(own, other, strict=True))
+    if len(baseline) != len(other) or not baseline:
+        raise ValueError(f"baseline and other: must be times of the same rounds, got {len(baseline)} and {len(other)}")
+    ratios = sorted(b / a for a, b in zip(baseline, other, strict=True))
     place = interval_place(len(ratios), CONFIDENCE)
     ratio = quantile(ratios, 0.5)
     if place is None:

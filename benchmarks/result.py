@@ -1,6 +1,4 @@
-"""The file of a run: JSON, valid at any moment of the run, and what can be told from it."""
-
-from __future__ import annotations
+"""The result file of a run: JSON, one line for each row, valid at any moment of the run; and access to what it says."""
 
 import json
 import os
@@ -9,51 +7,75 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.floors import Ceilings, Work
-from benchmarks.labels import label
+from benchmarks.roofline import Ceilings, Work
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = Path(__file__).parent / "results"
+MICRO_BATCH_TOKENS = 16_384  # of one forward pass of a training step, where the case says nothing else
 Json = dict[str, Any]
 
 
 class BadResult(ValueError):
-    """A file that is no result of ours."""
+    """A file that is no result of this program."""
 
 
 class DifferentRuns(ValueError):
     """A ratio was asked for whose two times were not taken side by side."""
 
 
-def without_time(
+def row_without_times(
     case: Json, name: str, role: str, *, group: int = 0, wrong: bool = False, reason: str | None = None
 ) -> Json:
-    """A row of a suite as far as one without times goes; `reason` is None where times are added."""
+    """A row but for the times, which are added if `reason` is None."""
     return {"case": case, "implementation": name, "role": role, "group": group, "wrong": wrong, "reason": reason}
 
 
-def write(path: Path, result: Json) -> None:
-    """At once: whoever reads sees the old file or the new one."""
+def label(suite: str, case: Json) -> str:
+    """The name of a case, from a row."""
+    if suite == "attention":
+        length = f"{case['shortest']}..{case['length']} packed" if case.get("shortest") else case["length"]
+        return f"L={length} D={case['head_dim']} B={case['batch']}"
+    if suite == "contrastive":
+        dims = len(case["dims"])
+        return "N={pairs} K={negatives} D={dim}".format_map(case) + f", {dims} dim{'s' * (dims != 1)}"
+    text = "{model}, {stage}, {batch_size} pairs, {tokens} tokens".format_map(case)
+    size = case.get("micro_batch_tokens", MICRO_BATCH_TOKENS)
+    return text if size == MICRO_BATCH_TOKENS else f"{text} in parts of {size}"
+
+
+def write(path: Path, content: Json) -> None:
+    """Atomic: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(_text(content), encoding="utf-8")
     os.replace(partial, path)
 
 
-def read(path: Path) -> Run:
+def _text(content: Json) -> str:
+    """JSON with a line for each top-level entry, suite and row."""
+    entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "suites"]
+    suites = []
+    for name, suite in content["suites"].items():
+        rows = ",\n".join(json.dumps(row) for row in suite.get("rows", []))
+        rest = json.dumps({key: value for key, value in suite.items() if key != "rows"} | {"rows": []})
+        suites.append(f"{json.dumps(name)}: {rest.removesuffix(']}')}\n{rows}]}}")
+    return "{" + ",\n".join([*entries, '"suites": {\n' + ",\n".join(suites) + "}"]) + "}\n"
+
+
+def read(path: Path) -> "Run":
     """Raises BadResult, with the reason."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadResult(f"{path}: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not {"machine", "suites"} <= set(content):
-        raise BadResult(f"{path}: is no result of `python -m benchmarks run`, format {FORMAT}")
+        raise BadResult(f"{path}: is not a result of `python -m benchmarks run`, format {FORMAT}")
     return Run(path, content)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of `python -m benchmarks run`: all of its times stand beside each other."""
+    """One run of `python -m benchmarks run`: its times can be compared with each other."""
 
     path: Path
     content: Json
@@ -70,8 +92,13 @@ class Run:
     def suites(self) -> Json:
         return self.content["suites"]
 
+    @property
+    def commit(self) -> str:
+        changes = " with changes" if self.machine.get("uncommitted_changes") else ""
+        return (self.machine["git_commit"] or "unknown")[:12] + changes
+
     def stale(self, csrc_sha256: str) -> bool:
-        """Whether it was measured with other kernels than those of `csrc_sha256`."""
+        """Whether it was measured with other kernel sources than those of `csrc_sha256`."""
         return self.machine["csrc_sha256"] != csrc_sha256
 
     def ceilings(self, suite: str) -> Ceilings:
@@ -79,10 +106,9 @@ class Run:
 
     def stopped(self, suite: str) -> str | None:
         """Why the suite is incomplete, if it is."""
-        content = self.suites[suite]
-        return content["stopped"] or (content["now"] and f"it was cut off in {content['now']}")
+        return self.suites[suite]["stopped"]
 
-    def rows(self, suite: str) -> list[Row]:
+    def rows(self, suite: str) -> "list[Row]":
         return [Row(self, suite, content) for content in self.suites.get(suite, {}).get("rows", [])]
 
 
@@ -110,36 +136,36 @@ class Row:
         return label(self.suite, self.content["case"])
 
     @property
-    def measured(self) -> bool:
+    def timed(self) -> bool:
         """Right, and with times."""
         return self.content["reason"] is None
 
-    def beside(self, other: Row) -> None:
-        """DifferentRuns, unless both are of the same case and were measured in one run."""
+    @property
+    def ms(self) -> float:
+        """Of all parts together."""
+        return sum(time.ms for time in self.times())
+
+    @property
+    def roofline_ms(self) -> float:
+        return sum(time.roofline_ms for time in self.times())
+
+    def check_same_case(self, other: "Row") -> None:
+        """Raises DifferentRuns unless both are of the same case and were measured in one run."""
         if self.run.content is not other.run.content:
             raise DifferentRuns(f"{self.run.path.name} and {other.run.path.name} are two runs: there is no ratio")
         if (self.suite, self.case) != (other.suite, other.case):
             raise DifferentRuns(f"{self.case} and {other.case} are two cases: there is no ratio")
 
-    @property
-    def ms(self) -> float:
-        """All parts together."""
-        return sum(time.ms for time in self.times())
-
-    @property
-    def floor_ms(self) -> float:
-        return sum(time.floor_ms for time in self.times())
-
-    def over(self, other: Row) -> float:
-        """This time, all parts, as a multiple of `other`."""
-        self.beside(other)
+    def over(self, other: "Row") -> float:
+        """This time, of all parts, as a multiple of `other`."""
+        self.check_same_case(other)
         return self.ms / other.ms
 
-    def times(self) -> Iterator[Time]:
+    def times(self) -> "Iterator[Time]":
         for part in self.content.get("parts", {}):
             yield Time(self, part)
 
-    def time(self, part: str) -> Time | None:
+    def time(self, part: str) -> "Time | None":
         return Time(self, part) if part in self.content.get("parts", {}) else None
 
 
@@ -182,25 +208,25 @@ class Time:
         return self.work.flop / self.ms * 1e3
 
     @property
-    def floor_ms(self) -> float:
+    def roofline_ms(self) -> float:
         """By the ceilings of the same process."""
         return 1e3 * self.work.seconds(self.row.run.ceilings(self.row.suite))
 
     @property
-    def share_of_floor(self) -> float:
+    def share_of_roofline(self) -> float:
         """1: as fast as the machine allows."""
-        return self.floor_ms / self.ms
+        return self.roofline_ms / self.ms
 
     @property
     def versus_ours(self) -> Json | None:
         """benchmarks.paired.Comparison of the rounds in which ours ran too; None for ours."""
         return self._content["versus_ours"]
 
-    def over(self, other: Time) -> float:
+    def over(self, other: "Time") -> float:
         """This time as a multiple of `other`; DifferentRuns unless both are the same part of one case in one run."""
         if self.part != other.part:
             raise DifferentRuns(f"{self.part} and {other.part} are two parts: there is no ratio")
-        self.row.beside(other.row)
+        self.row.check_same_case(other.row)
         return self.ms / other.ms
 
 

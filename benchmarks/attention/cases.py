@@ -1,10 +1,13 @@
-"""Attention on random inputs of a shape, checked against float64 before any time is taken."""
+"""Soft-masked attention, forward and backward: cases, random inputs, and the check against float64.
 
-from __future__ import annotations
+About 16,384 tokens, 32 query and 8 key/value heads, as in the paper's model; on a CPU a fourth of the heads and 1,024
+tokens.
+"""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import accumulate, cycle
 from typing import Any
 
 import torch
@@ -12,17 +15,102 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 
 from benchmarks import timing
-from benchmarks.attention.exact import float64_attention
-from benchmarks.attention.implementation import Attention, AttentionImplementation
-from benchmarks.attention.peers import ours
-from benchmarks.attention.shape import DTYPES, Shape
-from benchmarks.peer import WrongResult
+from benchmarks.roofline import Work, attention_work
+from benchmarks.suite import Checked, Implementation, NotRun, WrongResult, poison_free_memory
+from conan_fast import build_info
 
 # A backward pass is repeated, so what a compiled forward pass saved must outlive it.
 functorch_config.donated_buffer = False
 
+PARTS = ("forward", "backward")
+ALPHA = 0.3  # strength of the soft mask: above the diagonal every tile has work, and most are masked
+DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
+HEAD_DIMS = (112, 128)
+LENGTHS = {"cuda": (512, 1024, 2048, 4096, 8192, 16384, 32768), "cpu": (128, 256, 512, 1024)}
+HEADS = {"cuda": (32, 8), "cpu": (8, 2)}
+TOKENS = {"cuda": 16384, "cpu": 1024}
+TOLERANCE = 0.02  # relative (Frobenius) error of a head; rounding to bfloat16 makes 0.002
 FLOAT32_TOLERANCE = 1e-4
 CHECKED_HEADS = 4  # pairs of sequence and key/value head that are compared with float64
+
+
+@dataclass(frozen=True)
+class Case:
+    """`batch` sequences of `length` tokens; with `shortest` a packed batch of `shortest` to `length` tokens."""
+
+    batch: int
+    length: int
+    head_dim: int
+    heads: int = 32
+    kv_heads: int = 8
+    element_size: int = 2
+    shortest: int | None = None
+
+    @property
+    def layout(self) -> str:
+        return "equal" if self.shortest is None else "packed"
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of each sequence; those of a packed batch are spread evenly."""
+        return torch.linspace(self.shortest or self.length, self.length, self.batch).int().tolist()
+
+    def work(self, part: str) -> Work:
+        return attention_work(
+            part=part,
+            tokens=sum(self.lengths),
+            scores=sum(length**2 for length in self.lengths),
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            element_size=self.element_size,
+        )
+
+
+def cases(device_type: str) -> list[Case]:
+    """Those nearest to L = 8,192 first, on a CPU to L = 512; head_dim 128 after 112, the paper's."""
+    first = {"cuda": 8192, "cpu": 512}[device_type]
+    pairs = [(length, head_dim) for length in LENGTHS[device_type] for head_dim in HEAD_DIMS]
+    pairs.sort(key=lambda pair: (abs(math.log2(pair[0] / first)) + 1.5 * (pair[1] != 112), pair))
+    size, tokens = DTYPES[device_type].itemsize, TOKENS[device_type]
+    return [Case(max(1, tokens // length), length, head_dim, *HEADS[device_type], size) for length, head_dim in pairs]
+
+
+def on_request(device_type: str) -> list[Case]:
+    """Packed against padded: 256 sequences of 5 to 128 tokens."""
+    return [Case(256, 128, 64, 4, 2, 4, shortest=5)] if device_type == "cpu" else []
+
+
+# q [B, L, H, D], k and v [B, L, Hkv, D] -> [B, L, H, D]; of a packed batch [T, H, D] and [T, Hkv, D] -> [T, H, D].
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Build = Callable[[Case, torch.device], Attention]  # what it makes, such as a mask, costs memory but no time
+
+
+@dataclass(frozen=True)
+class AttentionImplementation(Implementation):
+    """alpha: of the soft mask that it applies, 1 is no mask. squares: tensors [B, H, L, L] that it holds at once."""
+
+    build: Build
+    alpha: float = ALPHA
+    squares: int = 0
+    dense_mask: bool = False
+    tolerance: float = TOLERANCE
+    layouts: Sequence[str] = ("equal",)
+
+    def bytes_needed(self, case: Case) -> int:
+        """The dense mask is first made in float32."""
+        row = 8 * case.head_dim + self.squares * case.length
+        mask = 16 * case.length**2 * self.dense_mask
+        return case.element_size * case.batch * case.heads * case.length * row + mask
+
+
+def expanded(x: Tensor, heads: int) -> Tensor:
+    """[B, L, Hkv, D] -> [B, H, L, D]: copies each key/value head for the query heads that share it."""
+    return x.repeat_interleave(heads // x.shape[2], dim=2).transpose(1, 2)
+
+
+def our_backend(device: torch.device) -> str:
+    return "cuda" if device.type == "cuda" and "cuda" in build_info()["available_backends"] else "torch"
 
 
 @dataclass(frozen=True)
@@ -33,32 +121,58 @@ class Inputs:
     grad_out: Tensor
 
     @staticmethod
-    def random(shape: Shape, device: torch.device, seed: int) -> Inputs:
+    def random(case: Case, device: torch.device, seed: int) -> "Inputs":
         generator = torch.Generator(device).manual_seed(seed)
+        rows = (case.batch, case.length) if case.shortest is None else (sum(case.lengths),)
         *leaves, grad_out = (
-            torch.randn(shape.batch, shape.length, heads, shape.head_dim, device=device, generator=generator).to(
-                DTYPES[device.type]
-            )
-            for heads in (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
+            torch.randn(*rows, heads, case.head_dim, device=device, generator=generator).to(DTYPES[device.type])
+            for heads in (case.heads, case.kv_heads, case.kv_heads, case.heads)
         )
         return Inputs([x.requires_grad_() for x in leaves], grad_out)
 
+    @property
+    def all(self) -> list[Tensor]:
+        return [*self.leaves, self.grad_out]
 
-@dataclass(frozen=True)
-class Prepared:
-    """An implementation whose results are right. errors: the largest of any checked head."""
 
-    attention: Attention
-    inputs: list[Inputs]
-    peak_bytes: int | None
-    errors: dict[str, float]
+class Workload:
+    """Random inputs of a case, bfloat16 on a GPU and float32 on a CPU, and their result in float64."""
 
-    def step(self, part: str) -> timing.Step:
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.case, self.device = case, device
+        self.facts: dict[str, Any] = {"dtype": str(DTYPES[device.type]).removeprefix("torch.")}
+        self.facts["our_backend"] = our_backend(device)
+        inputs = Inputs.random(case, device, 0)
+        size = sum(x.nbytes for x in inputs.all)
+        self.inputs = [inputs, *(Inputs.random(case, device, seed) for seed in range(1, timing.rotation(size)))]
+        pairs = case.batch * case.kv_heads
+        chosen = torch.linspace(0, pairs - 1, min(pairs, CHECKED_HEADS)).round().int().tolist()
+        self._checked = [divmod(pair, case.kv_heads) for pair in chosen]
+        self._expected: dict[float, list[list[Tensor]]] = {}
+
+    def check(self, implementation: AttentionImplementation) -> Checked:
+        """Raises NotRun or WrongResult. errors: the largest of any checked head."""
+        if self.case.layout not in implementation.layouts:
+            raise NotRun(f"is not measured on a batch of {self.case.layout} sequences")
+        inputs = self.inputs[0]
+        expected = self._expectation(implementation.alpha)
+        base = timing.allocated_bytes(self.device)
+        attention = implementation.build(self.case, self.device)
+
+        def step() -> list[Tensor]:
+            out = attention(*inputs.leaves)
+            return [out.detach(), *torch.autograd.grad(out, inputs.leaves, inputs.grad_out)]
+
+        poison_free_memory(inputs.all)
+        errors = self._errors(implementation, step(), expected)
+        return Checked(lambda part: self._step(attention, part), timing.peak_above(base, step, self.device), errors)
+
+    def _step(self, attention: Attention, part: str) -> timing.Step:
         """One pass, of the inputs in turn; for "backward" the forward pass of each is run here, once."""
         if part == "forward":
             turns = cycle(self.inputs)
-            return lambda: self.attention(*next(turns).leaves)
-        graphs = cycle([(self.attention(*x.leaves), x) for x in self.inputs])
+            return lambda: attention(*next(turns).leaves)
+        graphs = cycle([(attention(*x.leaves), x) for x in self.inputs])
 
         def backward() -> None:
             out, inputs = next(graphs)
@@ -66,63 +180,51 @@ class Prepared:
 
         return backward
 
-    def after(self) -> dict[str, Any]:
-        return {}
-
-
-class Case:
-    """Random inputs of a shape, bfloat16 on a GPU and float32 on a CPU, and what float64 makes of them."""
-
-    def __init__(self, shape: Shape, device: torch.device) -> None:
-        self.shape, self.device = shape, device
-        self.facts: dict[str, Any] = {"dtype": str(DTYPES[device.type]).removeprefix("torch.")}
-        self.facts["our_backend"] = ours.backend(device)
-        inputs = Inputs.random(shape, device, 0)
-        size = sum(x.nbytes for x in (*inputs.leaves, inputs.grad_out))
-        self.inputs = [inputs, *(Inputs.random(shape, device, seed) for seed in range(1, timing.rotation(size)))]
-        pairs = shape.batch * shape.kv_heads
-        chosen = torch.linspace(0, pairs - 1, min(pairs, CHECKED_HEADS)).round().int().tolist()
-        self._checked = [divmod(pair, shape.kv_heads) for pair in chosen]
-        self._expected: dict[float, list[list[Tensor]]] = {}
-
-    def prepare(self, implementation: AttentionImplementation) -> Prepared:
-        """Raises NotRun, or WrongResult."""
-        inputs = self.inputs[0]
-        expected = self._expectation(implementation.alpha)
-        base = timing.allocated_bytes(self.device)
-        attention = implementation.build(self.shape, self.device)
-
-        def step() -> list[Tensor]:
-            out = attention(*inputs.leaves)
-            return [out.detach(), *torch.autograd.grad(out, inputs.leaves, inputs.grad_out)]
-
-        poison = [torch.full_like(x, torch.nan) for x in (*inputs.leaves, inputs.grad_out)]
-        del poison  # a GPU's allocator hands it out again: what an implementation never writes shall not look right
-        errors = self._errors(implementation, step(), expected)
-        return Prepared(attention, self.inputs, timing.peak_above(base, step, self.device), errors)
-
     def _errors(
         self, implementation: AttentionImplementation, results: Sequence[Tensor], expected: Sequence[Sequence[Tensor]]
     ) -> dict[str, float]:
         tolerance = implementation.tolerance if results[0].dtype == torch.bfloat16 else FLOAT32_TOLERANCE
         errors = dict.fromkeys(("out", "dq", "dk", "dv"), 0.0)
-        for (batch, kv_head), wanted in zip(self._checked, expected, strict=True):
-            for key, got, want in zip(errors, self._head(results, batch, kv_head), wanted, strict=True):
+        for (sequence, kv_head), wanted in zip(self._checked, expected, strict=True):
+            for key, got, want in zip(errors, self._head(results, sequence, kv_head), wanted, strict=True):
                 error = float((got - want).norm() / want.norm())
                 if not error <= tolerance:  # NaN too
-                    where = f"sequence {batch}, key/value head {kv_head}"
+                    where = f"sequence {sequence}, key/value head {kv_head}"
                     raise WrongResult(f"{key} of {where} is off by {error:.2g} of its norm")
                 errors[key] = max(errors[key], error)
         return errors
 
-    def _head(self, tensors: Sequence[Tensor], batch: int, kv_head: int) -> list[Tensor]:
+    def _head(self, tensors: Sequence[Tensor], sequence: int, kv_head: int) -> list[Tensor]:
         """float64 [L, 1, D] of tensors with key/value heads, [L, H / Hkv, D] of those with query heads."""
-        return [x[batch].unflatten(1, (self.shape.kv_heads, -1))[:, kv_head].double() for x in tensors]
+        ends = list(accumulate(self.case.lengths))
+        rows = slice(ends[sequence] - self.case.lengths[sequence], ends[sequence])
+        packed = (x.reshape(-1, *x.shape[-2:])[rows] for x in tensors)
+        return [x.unflatten(1, (self.case.kv_heads, -1))[:, kv_head].double() for x in packed]
 
     def _expectation(self, alpha: float) -> list[list[Tensor]]:
         """[out, dq, dk, dv] of each checked head."""
         if alpha not in self._expected:
-            tensors = [x.detach() for x in (*self.inputs[0].leaves, self.inputs[0].grad_out)]
+            tensors = [x.detach() for x in self.inputs[0].all]
             heads = [self._head(tensors, *pair) for pair in self._checked]
             self._expected[alpha] = [float64_attention(*head, alpha=alpha) for head in heads]
         return self._expected[alpha]
+
+
+def float64_attention(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, *, alpha: float, block_bytes: int = 2**28
+) -> list[Tensor]:
+    """[out, dq, dk, dv] by the definition, a block of rows at a time; q, grad_out [L, G, D], k, v [L, 1, D]."""
+    length, group, head_dim = q.shape
+    key = torch.arange(length, device=q.device)
+    log_m = (alpha * length / (key + 1).double()).clamp(max=1).log()  # above the diagonal
+    out, *grads = (torch.zeros_like(x) for x in (q, q, k, v))
+    for rows in key.split(max(1, block_bytes // (8 * group * length))):
+        leaves = [x.detach().requires_grad_() for x in (q[rows], k, v)]
+        scores = torch.einsum("igd,jhd->gij", leaves[0], leaves[1]) * head_dim**-0.5  # h is 1
+        weights = (scores + torch.where(key <= rows[:, None], 0, log_m)).softmax(-1)
+        block = torch.einsum("gij,jhd->igd", weights, leaves[2])
+        out[rows] = block.detach()
+        parts = torch.autograd.grad(block, leaves, grad_out[rows])
+        for grad, where, part in zip(grads, (rows, key, key), parts, strict=True):
+            grad[where] += part
+    return [out, *grads]

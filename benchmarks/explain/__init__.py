@@ -1,1 +1,1 @@
-"""What a compiled kernel is made of and how fast it could be at most: `python -m benchmarks explain KERNEL`."""
+"""What a compiled kernel consists of and how fast it can be at most: `python -m benchmarks explain KERNEL`."""

@@ -1,6 +1,4 @@
-"""Explains a compiled kernel: resources, occupancy, machine code, floor, measured time."""
-
-from __future__ import annotations
+"""Explains a compiled kernel: resources, occupancy, machine code, roofline time, measured time."""
 
 import argparse
 import sys
@@ -8,28 +6,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.explain import measured, report
-from benchmarks.explain.kernels import FAMILIES
+from benchmarks.attention.cases import Case as AttentionCase
+from benchmarks.contrastive.cases import PAPER
+from benchmarks.contrastive.cases import Case as ContrastiveCase
+from benchmarks.explain import report, results
+from benchmarks.explain.kernels import FAMILIES, Case
 from benchmarks.explain.resources import DTYPES, Kernel, UnknownKernel, choose, kernels_of
-from benchmarks.explain.shapes import PAPER_DIMS, AttentionShape, ContrastiveShape, Shape
-from benchmarks.floors import Ceilings
 from benchmarks.machine import csrc_sha256
-from benchmarks.result import BadResult
+from benchmarks.result import BadResult, Run
+from benchmarks.roofline import Ceilings
 from conan_fast import build_info
 
-PAPER_HEAD_DIM = 112
-# What docs/contrastive_kernels.md reckons with.
-DOCS = Ceilings("bfloat16", product_flop_per_s=770e12, copy_bytes_per_s=4.3e12, launch_s=0.0)
+PAPER_HEAD_DIM, PAPER_DIMS = 112, PAPER[3584]
+# The rates that docs/contrastive_kernels.md calculates with.
+DOCS = Ceilings("bfloat16", gemm_flop_per_s=770e12, copy_bytes_per_s=4.3e12, launch_s=0.0)
 DOCS_SOURCE = "docs/contrastive_kernels.md: as measured on an H200 before"
 
 EPILOG = """\
-for example, the forward kernel as Hopper runs it, then everything about the scores of a batch of 4,096 pairs:
+examples: the forward kernel as Hopper runs it; the scores of a batch of 4,096 pairs
 
   python -m benchmarks explain sm80_forward --head-dim 112 --architecture sm_90a
   python -m benchmarks explain sm80_scores --pairs 4096 --negatives 7
 
-How to read it: "limited by" says what keeps more warps from an SM. In a step, the share of products says how much is
-issued beside them. The floor says which ceiling binds; the measured time how far from it the whole operation is.
+How to read it: "limited by" names the resource that keeps more warps from an SM. In a step, the share of tensor core
+instructions says how much is issued besides them. The roofline time says whether GEMM or memory is the limit, the
+measured time how close to its roofline time the whole operation is.
 """
 
 
@@ -38,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kernel", nargs="?", help='a name or part of one, such as "sm80_backward<112"; none: a list')
     parser.add_argument("--list", action="store_true", help="list the kernels")
     choice = parser.add_argument_group("which of its instances")
-    choice.add_argument("--architecture", metavar="SM", help="such as sm_90a (default: all that are compiled)")
-    choice.add_argument("--head-dim", type=int, metavar="D", help="of attention (default: all that are compiled)")
-    choice.add_argument("--dtype", choices=list(DTYPES.values()), help="(default: bf16 where there is that)")
+    choice.add_argument("--architecture", metavar="SM", help="such as sm_90a (default: all compiled ones)")
+    choice.add_argument("--head-dim", type=int, metavar="D", help="of attention (default: all compiled ones)")
+    choice.add_argument("--dtype", choices=list(DTYPES.values()), help="(default: bf16 if the kernel has it)")
     attention = parser.add_argument_group("the shape of attention")
     for name, default, what in (
         ("batch", 2, "sequences"),
@@ -53,41 +54,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     contrastive.add_argument("--pairs", type=_positive, default=16384, metavar="N", help="(16384)")
     contrastive.add_argument("--negatives", type=_count, default=0, metavar="K", help="hard negatives of a pair (0)")
     contrastive.add_argument("--dim", type=_positive, default=PAPER_DIMS[-1], metavar="D", help=f"({PAPER_DIMS[-1]})")
-    contrastive.add_argument(
-        "--dims", type=_dims, metavar="d,d,...", help="Matryoshka dims (default: the paper's up to D)"
-    )
+    contrastive.add_argument("--dims", type=_dims, metavar="d,...", help="Matryoshka dims (the paper's, up to D)")
     ceilings = parser.add_argument_group("ceilings, and measured times")
-    ceilings.add_argument("--tflops", type=float, help="of a large product, in place of a result's or the docs'")
+    ceilings.add_argument("--tflops", type=float, help="of a large GEMM, in place of a result's or the docs'")
     ceilings.add_argument("--tb-per-s", type=float, help="of a large copy, in place of a result's or the docs'")
     ceilings.add_argument(
         "--results", type=Path, nargs="+", metavar="FILE", help="(default: benchmarks/results/*.json)"
     )
 
 
+def _count(text: str, least: int = 0) -> int:
+    if (number := int(text)) < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
+    return number
+
+
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
+    return _count(text, least=1)
 
 
 def _dims(text: str) -> tuple[int, ...]:
     dims = tuple(map(int, text.split(",")))
     if list(dims) != sorted(set(dims)) or dims[0] < 1:
-        raise argparse.ArgumentTypeError("must be rising numbers, such as 256,512,1024")
+        raise argparse.ArgumentTypeError(f"must be increasing, such as 256,512,1024, got {text}")
     return dims
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the explanation. 2: what was asked for does not exist."""
+    """Prints the explanation. Returns 2 if what was asked for does not exist."""
     facts = build_info()
     if not facts["kernels"]:
-        print(f"no kernels here: {facts['missing_backends'].get('cuda', 'the build lists none')}", file=sys.stderr)
+        reason = facts["missing_backends"].get("cuda", "the build lists none")
+        print(f"no compiled kernels found: {reason}", file=sys.stderr)
         return 2
     kernels = kernels_of(facts["kernels"])
     if options.list or not options.kernel:
@@ -118,56 +116,46 @@ def listing(kernels: Sequence[Kernel]) -> list[str]:
 
 def explain(kernels: Sequence[Kernel], options: argparse.Namespace) -> list[str]:
     """Raises UnknownKernel, BadResult, ArgumentTypeError."""
-    chosen = choose(
-        kernels,
-        options.kernel,
-        architecture=options.architecture,
-        head_dim=options.head_dim,
-        dtype=options.dtype,
-    )
-    documents = measured.load(options.results)
-    sha256 = csrc_sha256()
+    filters = {name: getattr(options, name) for name in ("architecture", "head_dim", "dtype")}
+    runs = results.load(options.results)
     lines: list[str] = []
-    for name, instances in chosen.items():
+    for name, instances in choose(kernels, options.kernel, **filters).items():
         kernel = instances[0]
         lines += ["", name] if lines else [name]
         if kernel.family not in FAMILIES:
-            lines.append("  benchmarks/explain/kernels.py does not know this kernel: no floor")
+            lines.append("  benchmarks/explain/kernels.py does not know this kernel: no roofline time")
             lines += report.instructions(instances)
             continue
         family = FAMILIES[kernel.family]
-        shape = shape_of(kernel, family.suite, options)
-        ceilings, source = ceilings_of(family.suite, documents, options)
+        case = case_of(kernel, family.suite, options)
         lines.append(f"  {family.purpose}")
-        lines += ["", *report.resources(instances, family, shape)]
+        lines += ["", *report.resources(instances, family, case)]
         lines += ["", *report.instructions(instances)]
-        lines += ["", *report.floor(kernel, family, shape, ceilings, source)]
-        lines += report.measurement(kernel, family, shape, documents, sha256)
+        lines += ["", *report.roofline(kernel, family, case, *ceilings_of(family.suite, runs, options))]
+        lines += report.measurement(kernel, family, case, runs, csrc_sha256())
     return lines
 
 
-def shape_of(kernel: Kernel, suite: str, options: argparse.Namespace) -> Shape:
+def case_of(kernel: Kernel, suite: str, options: argparse.Namespace) -> Case:
+    """In 16 bits. Raises ArgumentTypeError."""
     if suite == "attention":
         if options.heads % options.kv_heads:
             raise argparse.ArgumentTypeError("--heads must be a multiple of --kv-heads")
         head_dim = kernel.head_dim or options.head_dim or PAPER_HEAD_DIM
-        return AttentionShape(options.batch, options.length, options.heads, options.kv_heads, head_dim)
+        return AttentionCase(options.batch, options.length, head_dim, options.heads, options.kv_heads)
     dims = options.dims or tuple(dim for dim in PAPER_DIMS if dim <= options.dim) or (options.dim,)
     if dims[-1] > options.dim:
         raise argparse.ArgumentTypeError(f"--dims go up to {dims[-1]}, --dim is {options.dim}")
-    return ContrastiveShape(options.pairs, options.negatives, options.dim, dims)
+    return ContrastiveCase(options.pairs, options.negatives, options.dim, dims)
 
 
-def ceilings_of(
-    suite: str, documents: Sequence[measured.Document], options: argparse.Namespace
-) -> tuple[Ceilings, str]:
-    """The options' where they are given, else the newest GPU result's, else the docs', and where they are from."""
-    ceilings, source = measured.ceilings(documents, suite) or (DOCS, DOCS_SOURCE)
+def ceilings_of(suite: str, runs: Sequence[Run], options: argparse.Namespace) -> tuple[Ceilings, str]:
+    """Those of the options, else of the newest GPU result, else of the docs, and where they are from."""
+    ceilings, source = results.ceilings(runs, suite) or (DOCS, DOCS_SOURCE)
+    given = {"--tflops": options.tflops, "--tb-per-s": options.tb_per_s}
     if options.tflops is not None:
-        ceilings = replace(ceilings, product_flop_per_s=options.tflops * 1e12)
+        ceilings = replace(ceilings, gemm_flop_per_s=options.tflops * 1e12)
     if options.tb_per_s is not None:
         ceilings = replace(ceilings, copy_bytes_per_s=options.tb_per_s * 1e12)
-    if options.tflops is not None and options.tb_per_s is not None:
-        return ceilings, "--tflops and --tb-per-s"
-    given = "--tflops, " if options.tflops is not None else "--tb-per-s, " if options.tb_per_s is not None else ""
-    return ceilings, f"{given}{'else ' if given else ''}{source}"
+    names = [name for name, value in given.items() if value is not None]
+    return ceilings, " and ".join(names if len(names) == 2 else [*names, source])

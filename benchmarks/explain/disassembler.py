@@ -1,7 +1,5 @@
 """Finding and running NVIDIA's disassembler, cuobjdump, which in turn calls nvdisasm."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil
@@ -12,14 +10,14 @@ from pathlib import Path
 
 PROGRAMS = ("cuobjdump", "nvdisasm")
 MISSING = (
-    "no disassembler here, so no instructions: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+    "no disassembler found, so no instructions are shown: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
     " (or set CUDA_HOME to a CUDA toolkit)"
 )
 TIMEOUT_S = 120
 
 
 class NoDisassembly(RuntimeError):
-    """The message says why there is none."""
+    """The message is the reason."""
 
 
 @cache
@@ -37,7 +35,7 @@ def _folders() -> Iterator[Path]:
             yield Path(os.environ[variable]) / "bin"
     yield from map(Path, os.get_exec_path())
     if nvcc := shutil.which("nvcc"):
-        yield Path(nvcc).resolve().parent  # where PATH has a link alone
+        yield Path(nvcc).resolve().parent  # PATH may have a link to it
     spec = importlib.util.find_spec("nvidia")  # a namespace that all of NVIDIA's packages share
     for folder in (spec.submodule_search_locations or []) if spec else []:
         yield from sorted(Path(folder).glob("cu*/bin"), reverse=True)  # cu13; the newest first
@@ -47,7 +45,7 @@ def module_file() -> Path:
     """The compiled module. Raises NoDisassembly where there is none."""
     spec = importlib.util.find_spec("conan_fast._C")
     if spec is None or spec.origin is None:
-        raise NoDisassembly("conan_fast._C is not there")
+        raise NoDisassembly("conan_fast._C was not found")
     return Path(spec.origin)
 
 
@@ -64,7 +62,7 @@ def sass(module: Path, symbol: str, architecture: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoDisassembly(f"{program}: {error}") from error
     if done.returncode != 0 or f"Function : {symbol}" not in done.stdout:
-        # Parts of the module without the function each have a warning, so that none of these says anything.
+        # Each part of the module without the function causes a warning, which says nothing.
         said = [line for line in done.stderr.splitlines() if "not found" not in line]
         raise NoDisassembly(f"{program} shows no {symbol} for {architecture}{': ' if said else ''}{' '.join(said)}")
     return done.stdout

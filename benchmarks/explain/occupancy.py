@@ -5,8 +5,6 @@ the toolkit's own calculator, cuda_occupancy.h. Registers go to warps in units o
 shared memory to blocks in units of 128 bytes, 1 KB more than the block asks for. Not modelled: clusters of blocks.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -76,7 +74,7 @@ def occupancy(architecture: str, *, threads: int, registers: int, shared: int) -
 
 def _by_registers(warps: int, registers: int) -> int:
     of_warp = _round_up(max(1, registers) * WARP_SIZE, REGISTER_UNIT)
-    if of_warp * _round_up(warps, SUB_PARTITIONS) > REGISTERS:  # the launch is refused
+    if of_warp * _round_up(warps, SUB_PARTITIONS) > REGISTERS:  # the launch fails
         return 0
     return REGISTERS // SUB_PARTITIONS // of_warp * SUB_PARTITIONS // warps
 

@@ -1,6 +1,4 @@
-"""The compiled kernels and what the compiler gave them, as `conan_fast.build_info()` lists them."""
-
-from __future__ import annotations
+"""The compiled kernels and their resources by ptxas, from `conan_fast.build_info()`."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 DTYPES = {"Bf16": "bf16", "Fp16": "fp16", "Fp32": "fp32"}
-HEAD_DIM_FIRST = ("sm80_forward", "sm80_backward", "sm80_backward_dq")  # of the numbers among the template arguments
+# The first number among the template arguments of these is the head_dim.
+HEAD_DIM_FIRST = ("sm80_forward", "sm80_backward", "sm80_backward_dq")
 
 
 class UnknownKernel(ValueError):
@@ -50,26 +49,26 @@ class Kernel:
 
 def kernels_of(entries: Iterable[Mapping[str, Any]]) -> list[Kernel]:
     """`entries`: build_info()["kernels"]."""
-    return [_kernel(entry) for entry in entries]
-
-
-def _kernel(entry: Mapping[str, Any]) -> Kernel:
-    # "void conan_fast::sm80_forward<conan_fast::Bf16, 112>(conan_fast::AttentionParams)"
-    name = re.sub(r"^void |\w+::", "", entry["name"]).split("(")[0]
-    family, _, arguments = name.rstrip(">").partition("<")
-    return Kernel(
-        name=name,
-        family=family,
-        arguments=tuple(arguments.split(", ")) if arguments else (),
-        architecture=entry["architecture"],
-        registers=entry["registers"],
-        static_shared=entry["static_shared_bytes"],
-        dynamic_shared=entry["dynamic_shared_bytes"],
-        stack=entry["stack_bytes"],
-        spills=entry["spill_store_bytes"] + entry["spill_load_bytes"],
-        threads=entry.get("threads_per_block"),
-        symbol=entry.get("symbol"),
-    )
+    kernels = []
+    for entry in entries:
+        # "void conan_fast::sm80_forward<conan_fast::Bf16, 112>(conan_fast::AttentionParams)"
+        name = re.sub(r"^void |\w+::", "", entry["name"]).split("(")[0]
+        family, _, arguments = name.rstrip(">").partition("<")
+        kernel = Kernel(
+            name=name,
+            family=family,
+            arguments=tuple(arguments.split(", ")) if arguments else (),
+            architecture=entry["architecture"],
+            registers=entry["registers"],
+            static_shared=entry["static_shared_bytes"],
+            dynamic_shared=entry["dynamic_shared_bytes"],
+            stack=entry["stack_bytes"],
+            spills=entry["spill_store_bytes"] + entry["spill_load_bytes"],
+            threads=entry.get("threads_per_block"),
+            symbol=entry.get("symbol"),
+        )
+        kernels.append(kernel)
+    return kernels
 
 
 def choose(
@@ -80,9 +79,9 @@ def choose(
     head_dim: int | None = None,
     dtype: str | None = None,
 ) -> dict[str, list[Kernel]]:
-    """The kernels that are meant, by name: each name has one kernel an architecture.
+    """The selected kernels, by name: each name has one kernel for each architecture.
 
-    A whole family's name means that family alone. Without a dtype: bf16 of the kernels that exist in it, else all.
+    The full name of a family selects that family alone. Without a dtype: bf16 if the kernel exists in it, else all.
     """
     families = sorted({kernel.family for kernel in kernels})
     if query in families:
@@ -90,9 +89,9 @@ def choose(
     else:
         found = [kernel for kernel in kernels if kernel.matches(query)]
     if not found:
-        raise UnknownKernel(f"no kernel is called {query!r}; there are {', '.join(families)}")
+        raise UnknownKernel(f"no kernel is called {query!r}; expected (part of) one of {', '.join(families)}")
     found = _filter(found, "architecture", architecture)
-    for_all = [kernel for kernel in found if kernel.head_dim is None]  # to these it is a size like any other
+    for_all = [kernel for kernel in found if kernel.head_dim is None]  # it does not depend on it
     if len(for_all) < len(found):
         found = for_all + _filter([kernel for kernel in found if kernel.head_dim], "head_dim", head_dim)
     if dtype is not None or query not in {kernel.name for kernel in found}:
@@ -110,7 +109,7 @@ def _filter(kernels: list[Kernel], attribute: str, wanted: object) -> list[Kerne
     if not kept:
         there = sorted({str(getattr(kernel, attribute)) for kernel in kernels})
         family = kernels[0].family
-        raise UnknownKernel(f"{family} is not compiled for {attribute} {wanted}; there is {', '.join(there)}")
+        raise UnknownKernel(f"{family} is not compiled for {attribute} {wanted}; expected one of {', '.join(there)}")
     return kept
 
 

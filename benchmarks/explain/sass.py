@@ -1,7 +1,5 @@
 """Machine code as cuobjdump prints it: the instructions, and how many there are of each kind."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -14,33 +12,16 @@ _FUNCTION = re.compile(r"^\s*Function : (?P<symbol>\S+)")
 
 TENSOR = ("HMMA", "HGMMA")
 SPILLS = "LDL/STL (spills)"
-# What is counted apart, in the order in which it is printed. Keys are opcodes without what follows the first dot.
+# What is counted separately, in the order of printing. Keys are opcodes up to the first dot.
 KINDS = {
-    "HGMMA": "HGMMA",
-    "HMMA": "HMMA",
-    "LDSM": "LDSM",
-    "LDS": "LDS",
-    "STS": "STS",
-    "LDGSTS": "LDGSTS",
-    "UTMALDG": "TMA",
-    "UTMASTG": "TMA",
-    "UTMAREDG": "TMA",
-    "UBLKCP": "TMA",
-    "LDG": "LDG",
-    "STG": "STG",
-    "RED": "RED/ATOM",
-    "REDG": "RED/ATOM",
-    "ATOM": "RED/ATOM",
-    "ATOMG": "RED/ATOM",
-    "ATOMS": "RED/ATOM",
-    "LDL": SPILLS,
-    "STL": SPILLS,
+    **{opcode: opcode for opcode in ("HGMMA", "HMMA", "LDSM", "LDS", "STS", "LDGSTS")},
+    **dict.fromkeys(("UTMALDG", "UTMASTG", "UTMAREDG", "UBLKCP"), "TMA"),
+    **{opcode: opcode for opcode in ("LDG", "STG")},
+    **dict.fromkeys(("RED", "REDG", "ATOM", "ATOMG", "ATOMS"), "RED/ATOM"),
+    **dict.fromkeys(("LDL", "STL"), SPILLS),
     "BAR": "BAR",
     "SYNCS": "SYNCS (mbarrier)",
-    "SHFL": "SHFL",
-    "FFMA": "FFMA",
-    "FADD": "FADD",
-    "FMUL": "FMUL",
+    **{opcode: opcode for opcode in ("SHFL", "FFMA", "FADD", "FMUL")},
 }
 EXP2, OTHER_MUFU = "MUFU.EX2", "MUFU, others"
 ORDER = [*dict.fromkeys(KINDS.values())]
@@ -49,7 +30,7 @@ ORDER[2:2] = [EXP2, OTHER_MUFU]
 
 @dataclass(frozen=True)
 class Instruction:
-    """guard: the predicate without which it does nothing, None if it always does something."""
+    """guard: the predicate on which it depends, None if it always runs."""
 
     address: int
     guard: str | None
@@ -69,14 +50,14 @@ class Instruction:
 
 
 def parse(text: str, symbol: str | None = None) -> list[Instruction]:
-    """The instructions of `symbol` (of everything, without one), but for the padding behind the code."""
+    """The instructions of `symbol` (without one, of everything), except for the padding after the code."""
     inside, code = symbol is None, []
     for line in text.splitlines():
         if function := _FUNCTION.match(line):
             inside = symbol is None or function["symbol"] == symbol
         elif inside and (match := _INSTRUCTION.match(line)):
             code.append(Instruction(int(match["address"], 16), match["guard"], match["opcode"], match["operands"]))
-    # Behind the code stands a branch to itself, where no one should get, then NOP up to a round address.
+    # After the code come an unreachable branch to itself and NOPs up to a round address.
     while code and (code[-1].base == "NOP" or (code[-1].base == "BRA" and _is_own_target(code[-1]))):
         code.pop()
     return code
@@ -95,7 +76,7 @@ class Mix:
     others: Counter[str]
 
     @classmethod
-    def of(cls, instructions: Iterable[Instruction]) -> Mix:
+    def of(cls, instructions: Iterable[Instruction]) -> "Mix":
         kinds: Counter[str] = Counter()
         others: Counter[str] = Counter()
         for instruction in instructions:

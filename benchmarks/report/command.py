@@ -1,120 +1,144 @@
-"""Makes benchmarks/REPORT.md, with its pictures, of result files.
+"""Writes benchmarks/REPORT.md and its pictures from result files.
 
-Of all results of a GPU the newest run is shown, one that was measured with today's kernels before any other, and the
-newest of a CPU where no GPU has measured a suite. Nothing from two runs stands in one table or picture.
+For each suite the report shows one run: the newest on a GPU, or on a CPU if no GPU has measured the suite. A run with
+the present kernel sources comes before any other. No table or picture mixes two runs.
 
 example:
   python -m benchmarks report                                # of benchmarks/results/*.json
   python -m benchmarks report results/mine.json --out /tmp/REPORT.md
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import ceilings, machine, suites
-from benchmarks.report import choose, summary, tables
-from benchmarks.result import FOLDER, Run, by_case
+from benchmarks import machine
+from benchmarks.report import tables
+from benchmarks.result import FOLDER, BadResult, Run, by_case, read
+from benchmarks.suite import load_suite
 
 BENCHMARKS = Path(__file__).parent.parent
 MISSING = (
-    "**GPU figures are missing**: no result of a GPU is there. What follows was measured on a CPU, in float32, where "
-    "the operators are their portable torch backend; it says nothing about the CUDA kernels."
+    "**No GPU results.** All figures below were measured on a CPU in float32, with the portable torch backend of the "
+    "operators. They say nothing about the CUDA kernels."
 )
-HOW = """\
-- All implementations of a case are checked against the exact result (float64 where feasible) on poisoned memory; one
-  that is wrong is named and has no time. Then they run in the same rounds, in random order: at least 30 rounds, or what
-  8 seconds allow (CPU: 12), after a warm-up; on a GPU timed by CUDA events, with the L2 cache overwritten before each
-  call; small inputs take turns.
-- Times are medians. "/ ours" is the median over the rounds of (time / our time in the same round), in brackets its
-  99 % interval; it is called a difference if the interval excludes 1 and the ratio is more than 1 % from it.
-- The floor is the larger of FLOP / measured matrix product rate and bytes / measured copy rate. FLOP and bytes are
-  useful work alone: what an implementation recomputes, pads or copies does not count. MFU is of the measured rate, too.
-- A time marked with ° is hardly more than what the host took to launch the work: another host, or a CUDA graph, would
-  change it. A training step is timed alone, from texts to changed weights: what a loop would overlap with the step
-  before, such as tokenising, counts.
-- Peak memory is above the inputs; of a step it is everything. On a CPU it is the process's, to about a MiB.
+METHOD = """\
+- Every implementation of a case is checked against the exact result (in float64 where feasible) on poisoned memory; a
+  wrong one is named and has no time. Then all run in the same rounds, in random order: at least 30 rounds, or as many
+  as 8 seconds allow (CPU: 12), after a warm-up. On a GPU CUDA events time the calls, and the L2 cache is overwritten
+  before each call. Small inputs take turns.
+- Times are medians. "/ ours" is the median over the rounds of (time / our time in the same round), with its 99 %
+  interval in brackets. It is called a difference if the interval excludes 1 and the ratio differs from 1 by more than
+  1 %.
+- The roofline time is the larger of FLOP / measured GEMM rate and bytes / measured copy rate. FLOP and bytes are useful
+  work only: what an implementation recomputes, pads or copies does not count. MFU also refers to the measured GEMM
+  rate.
+- A time marked with ° is hardly more than what the host needed to launch the work: another host, or a CUDA graph, would
+  change it. A training step is timed alone, from texts to changed weights, including work that a training loop would
+  overlap with the step before, such as tokenising.
+- Peak memory is above the inputs; for a step it is all memory. On a CPU it is that of the process, to about a MiB.
 """
-TITLES = {"attention": "Soft-masked attention", "contrastive": "InfoNCE", "step": "The training step"}
+TITLES = {"attention": "Soft-masked attention", "contrastive": "InfoNCE", "step": "Training step"}
+CAPTIONS = {
+    "top": "Times of the first case of each suite, ours and the peers",
+    "roofline": "Useful FLOP/s of our operators under the measured ceilings",
+    "contrastive": "InfoNCE: time and peak memory over the number of pairs",
+    "step": "Training step: time by part",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", type=Path, nargs="*", help="results (default: benchmarks/results/*.json)")
+    parser.add_argument("files", type=Path, nargs="*", help="result files (default: benchmarks/results/*.json)")
     parser.add_argument(
         "--out", type=Path, default=BENCHMARKS / "REPORT.md", help="pictures go to the folder `pictures` beside it"
     )
 
 
 def main(options: argparse.Namespace) -> int:
-    found, bad = choose.runs(options.files or sorted(FOLDER.glob("*.json")))
+    runs, bad = read_all(options.files or sorted(FOLDER.glob("*.json")))
     for message in bad:
-        print(f"left out: {message}", file=sys.stderr)
-    if not found:
-        print("python -m benchmarks report: no results; python -m benchmarks run makes one", file=sys.stderr)
-        return 2
+        print(f"ignored: {message}", file=sys.stderr)
     today = machine.csrc_sha256()
     shown: dict[int, tuple[Run, list[str]]] = {}  # the suites of each run
     for suite in TITLES:
-        run = choose.newest(found, suite, today, gpu=True) or choose.newest(found, suite, today, gpu=False)
+        run = newest(runs, suite, today, gpu=True) or newest(runs, suite, today, gpu=False)
         if run is not None:
             shown.setdefault(id(run), (run, []))[1].append(suite)
-    chosen = sorted(shown.values(), key=lambda pair: pair[0].gpu is None)
-    if not chosen:
-        print("python -m benchmarks report: the results have no row", file=sys.stderr)
+    if not shown:
+        print("python -m benchmarks report: no results; python -m benchmarks run measures some", file=sys.stderr)
         return 2
+    chosen = sorted(shown.values(), key=lambda pair: pair[0].gpu is None)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(
-        "\n\n".join(_report(chosen, today, options.out.parent / "pictures")) + "\n", encoding="utf-8"
-    )
+    sections = report(chosen, today, options.out.parent / "pictures")
+    options.out.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     print(options.out)
     return 0
 
 
-def _report(chosen: Sequence[tuple[Run, list[str]]], today: str, pictures: Path) -> Iterator[str]:
-    yield "# How fast it is, and beside whom"
+def read_all(files: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The runs, the newest first, and what is wrong with the other files."""
+    found, bad = [], []
+    for path in files:
+        try:
+            found.append(read(path))
+        except BadResult as error:
+            bad.append(str(error))
+    return sorted(found, key=lambda run: run.machine["date"], reverse=True), bad
+
+
+def newest(runs: Sequence[Run], suite: str, csrc_sha256: str, *, gpu: bool) -> Run | None:
+    """The newest with rows of the suite; one with the present kernel sources before any other."""
+    of_suite = [run for run in runs if (run.gpu is not None) == gpu and run.rows(suite)]
+    return min(of_suite, key=lambda run: run.stale(csrc_sha256), default=None)
+
+
+def report(chosen: Sequence[tuple[Run, list[str]]], today: str, pictures: Path) -> Iterator[str]:
+    yield "# Benchmark report"
     yield (
-        "Made by `python -m benchmarks report` of what `python -m benchmarks run` measured; not written by hand. "
-        "What the words mean stands [at the end](#how-it-was-measured)."
+        "Written by `python -m benchmarks report` from results of `python -m benchmarks run`; do not edit. "
+        "[Method](#method) explains the terms."
     )
-    missing = [name for run, names in chosen if run.gpu is None for name in names]
+    cpu_suites = [name for run, names in chosen if run.gpu is None for name in names]
     if all(run.gpu is None for run, _ in chosen):
         yield MISSING
-    elif missing:
-        yield f"**No GPU has measured the suites {', '.join(missing)}**: their figures are a CPU's."
+    elif cpu_suites:
+        yield f"**No GPU results of: {', '.join(cpu_suites)}.** Their figures were measured on a CPU."
     if never := [suite for suite in TITLES if all(suite not in names for _, names in chosen)]:
         yield f"**Not measured at all: {', '.join(never)}.**"
     for number, (run, names) in enumerate(chosen):
         yield from _of_run(run, names, today, pictures, f"{number}-" if number else "")
-    yield "## How it was measured"
-    yield HOW.rstrip()
+    yield "## Method"
+    yield METHOD.rstrip()
 
 
 def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str) -> Iterator[str]:
     where = run.gpu or "CPU"
-    yield f"## In a minute: {where}"
+    yield f"## Summary: {where}"
     if run.stale(today):
-        yield "> **Stale**: measured with other kernels (csrc/) than those of today. To be measured again."
+        unused = "" if run.gpu else " The torch backend, which was measured, does not use them."
+        yield (
+            f"> **Measured at an earlier commit**, {run.commit}: the kernel sources (csrc/) have changed since.{unused}"
+        )
     if cases := tables.wrong_ours(run, names):
         yield f"> **A result of ours was wrong** in: {cases}."
     if cases := tables.fallbacks(run, names):
         yield f"> **Ours is not the CUDA kernels** but the torch backend in: {cases}."
-    yield summary.table(run, names)
+    yield tables.summary(run, names)
     saved = _pictures(run, names, today, pictures, prefix)
     if "top" in saved:
-        yield _picture(saved, "top", "Times of the most telling cases, ours beside the peers")
+        yield f"![{CAPTIONS['top']}](pictures/{saved['top'].name})"
+        yield f"{CAPTIONS['top']}. {_origin(run, today)}."
     yield "\n".join(_machine(run, names))
+    others = [f"- `pictures/{path.name}`: {_caption(name)}" for name, path in saved.items() if name != "top"]
+    if others:
+        yield "Further pictures are not tracked by git; `python -m benchmarks report` writes them:\n\n" + "\n".join(others)
     for name in names:
-        yield from _of_suite(run, name, saved)
-    if "roofline" in saved:
-        yield f"## Roofline: {where}"
-        yield _picture(saved, "roofline", "Useful FLOP/s of our operators under the ceilings of the machine")
+        yield from _of_suite(run, name)
 
 
 def _pictures(run: Run, names: list[str], today: str, folder: Path, prefix: str) -> dict[str, Path]:
-    """By name; matplotlib is wanted here only, and a machine with a GPU may not have it."""
+    """By name; matplotlib is needed only here, and a machine with a GPU may not have it."""
     from benchmarks.report import plots, style
 
     saved = {}
@@ -127,55 +151,46 @@ def _pictures(run: Run, names: list[str], today: str, folder: Path, prefix: str)
     return saved
 
 
-def _of_suite(run: Run, suite: str, saved: dict[str, Path]) -> Iterator[str]:
+def _caption(name: str) -> str:
+    return CAPTIONS.get(name) or f"Attention, head_dim {name.split('-')[1]}: time and rate over the length"
+
+
+def _of_suite(run: Run, suite: str) -> Iterator[str]:
     yield f"## {TITLES[suite]}: {run.gpu or 'CPU'}"
     if stopped := run.stopped(suite):
-        yield f"The run is incomplete: {stopped}."
-    for name in saved:
-        if name.startswith(suite):
-            yield _picture(saved, name, f"{TITLES[suite]}: {name}")
+        yield f"The run is incomplete; stopped: {stopped}."
     rows = run.rows(suite)
     if suite == "step":
         yield tables.steps(rows)
         if parts := tables.breakdown(rows):
-            yield "Where the time goes, of a step measured with marks in it:"
+            yield "Time by part, from extra steps:"
             yield parts
     else:
         for number, (case, some) in enumerate(by_case(rows).items()):
             table = f"**{case}**\n\n{tables.of_case(list(some.values()))}"
             yield table if number == 0 else f"<details><summary>{case}</summary>\n\n{table}\n\n</details>"
-    yield "**Not in it, and why**"
+    yield "**Not measured**"
     yield tables.absent(run, suite)
-    yield "**What the names mean**"
-    yield tables.about(run, suite, {i.name: i.about for i in suites.load(suite).implementations})
+    yield "**Implementations**"
+    yield tables.about(run, suite, {i.name: i.about for i in load_suite(suite).implementations})
 
 
 def _origin(run: Run, today: str) -> str:
     """The line below each picture."""
-    where = run.gpu or f"CPU: {run.machine['cpu']}"
-    stale = ", STALE: the kernels have changed since" if run.stale(today) else ""
-    return f"{where}; {run.machine['date'][:10]}, commit {_commit(run)}{stale}"
-
-
-def _commit(run: Run) -> str:
-    commit = (run.machine["git_commit"] or "unknown")[:12]
-    return commit + (" with changes" if run.machine["uncommitted_changes"] else "")
+    stale = " (csrc/ has changed since)" if run.stale(today) else ""
+    return f"{run.gpu or 'CPU: ' + run.machine['cpu']}; {run.machine['date'][:10]}, commit {run.commit}{stale}"
 
 
 def _machine(run: Run, names: list[str]) -> Iterator[str]:
     facts = run.machine
-    backends = facts["conan_fast"]
+    compiled = ", ".join(facts["conan_fast"]["compiled_architectures"]) or "nothing"
     yield f"- machine: {run.gpu + ', driver ' + str(facts['driver']) if run.gpu else facts['cpu']}"
-    yield f"- measured {facts['date'][:10]}, commit {_commit(run)}, csrc {facts['csrc_sha256'][:12]}, `{run.path.name}`"
+    yield f"- measured {facts['date'][:10]}, commit {run.commit}, csrc {facts['csrc_sha256'][:12]}, `{run.path.name}`"
     yield (
         f"- torch {facts['torch']}, CUDA {facts['torch_cuda'] or '-'}, cuDNN {facts['cudnn'] or '-'}, Python "
-        f"{facts['python']}; kernels compiled for {', '.join(backends['compiled_architectures']) or 'nothing'}"
+        f"{facts['python']}; kernels compiled for {compiled}"
     )
     packages = [f"{name} {version}" for name, version in facts["packages"].items() if version]
     yield f"- packages: {', '.join(packages) or 'none of the peers'}"
     for name in names:
-        yield f"- ceilings before the suite {name}: {ceilings.text(run.ceilings(name))}"
-
-
-def _picture(saved: dict[str, Path], name: str, alt: str) -> str:
-    return f"![{alt}](pictures/{saved[name].name})"
+        yield f"- ceilings before the suite {name}: {run.ceilings(name)}"

@@ -1,7 +1,5 @@
 """The pictures of the report, each from one run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -10,18 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.report.style import FLOOR, HATCHES, MARKERS, OURS, PARTS, PEERS, TEXT, Looks
-from benchmarks.report.summary import telling
+from benchmarks.report.style import GREY, HATCHES, MARKERS, OURS, PARTS, PEERS, TEXT, Looks
+from benchmarks.report.tables import first_cases
 from benchmarks.report.text import milliseconds
 from benchmarks.result import Row, Run
 
-_TITLES = {"attention": "Soft-masked attention", "contrastive": "InfoNCE", "step": "One optimiser step"}
+_TITLES = {"attention": "Soft-masked attention", "contrastive": "InfoNCE", "step": "Training step"}
 Value = Callable[[Row], float | None]
 
 
 def top(run: Run, suites: Sequence[str]) -> Figure | None:
-    """Bars: the most telling case of each suite, everybody who was right; None where ours never was."""
-    panels = [(suite, rows) for suite in suites for rows in telling(run, suite)]
+    """Bars: the first case of each suite, all implementations with a time; None if ours has none."""
+    panels = [(suite, rows) for suite in suites for rows in first_cases(run, suite)]
     if not panels:
         return None
     heights = [1.1 + 0.24 * len(_bars(rows)) for _, rows in panels]
@@ -32,13 +30,13 @@ def top(run: Run, suites: Sequence[str]) -> Figure | None:
         _panel(axis, rows)
         axis.set_title(f"{_TITLES[suite]}: {rows[0].case}", loc="left", fontweight="bold")
     if run.gpu is None:
-        figure.suptitle("On a CPU, in float32: the torch backend, not the kernels", color=TEXT, fontsize=10)
+        figure.suptitle("On a CPU, in float32: the torch backend, not the CUDA kernels", color=TEXT, fontsize=10)
     return figure
 
 
 def _bars(rows: Sequence[Row]) -> list[Row]:
-    """The slowest first: bars are drawn from below."""
-    return sorted((row for row in rows if row.measured and row.role != "floor"), key=lambda row: -row.ms)
+    """The slowest first: bars are placed from below."""
+    return sorted((row for row in rows if row.timed and row.role != "gemms"), key=lambda row: -row.ms)
 
 
 def _panel(axis: Axes, rows: Sequence[Row]) -> None:
@@ -46,14 +44,15 @@ def _panel(axis: Axes, rows: Sequence[Row]) -> None:
     ours = next(row for row in bars if row.name == "ours")
     for place, row in enumerate(bars):
         bound = row.role == "bound"
-        color = OURS if row.role == "ours" else "none" if bound else FLOOR
-        axis.barh(place, row.ms, height=0.72, color=color, edgecolor=OURS if row.role == "ours" else FLOOR, zorder=2)
+        color = OURS if row.role == "ours" else "none" if bound else GREY
+        axis.barh(place, row.ms, height=0.72, color=color, edgecolor=OURS if row.role == "ours" else GREY, zorder=2)
         note = milliseconds(row.ms) + ("" if row is ours else f", {_versus(row, ours)}")
         axis.text(row.ms, place, f"  {note}", va="center", fontsize=9)
     names = [f"{row.name}{' (does less)' if row.role == 'bound' else ''}" for row in bars]
     axis.set_yticks(range(len(bars)), names)
-    axis.axvline(ours.floor_ms, color=PEERS[0], linestyle=":", linewidth=1.8, zorder=3)
-    axis.text(ours.floor_ms, len(bars) - 0.35, f" floor {milliseconds(ours.floor_ms)}", color=PEERS[0], fontsize=9)
+    roofline_ms = ours.roofline_ms
+    axis.axvline(roofline_ms, color=PEERS[0], linestyle=":", linewidth=1.8, zorder=3)
+    axis.text(roofline_ms, len(bars) - 0.35, f" roofline {milliseconds(roofline_ms)}", color=PEERS[0], fontsize=9)
     axis.set_xlim(0, 1.32 * max(row.ms for row in bars))
     axis.set_ylim(-0.6, len(bars) + 0.1)
     axis.tick_params(axis="y", length=0)
@@ -62,15 +61,15 @@ def _panel(axis: Axes, rows: Sequence[Row]) -> None:
 
 def _versus(row: Row, ours: Row) -> str:
     times = list(row.times())
-    versus = times[0].versus_ours if len(times) == 1 else None  # of several parts there are no pairs of sums
+    versus = times[0].versus_ours if len(times) == 1 else None  # sums of parts have no common rounds
     if versus is not None and versus["differs"] is False:
         return "as fast as ours"
     return f"{versus['ratio'] if versus else row.over(ours):.2f} x ours"
 
 
 def over_length(run: Run, head_dim: int) -> Figure | None:
-    """Attention: time and rate over the length, forward and backward; None where there is one length only."""
-    rows = [row for row in run.rows("attention") if row.measured and row["case"]["head_dim"] == head_dim]
+    """Attention: time and rate over the length, forward and backward; None if there is only one length."""
+    rows = [row for row in run.rows("attention") if row.timed and row["case"]["head_dim"] == head_dim]
     if len({row["case"]["length"] for row in rows}) < 2:
         return None
     looks = _looks(run, "attention")
@@ -81,11 +80,11 @@ def over_length(run: Run, head_dim: int) -> Figure | None:
         axes[0, column].set_title(part)
         _logarithmic(axes[0, column])
         axes[1, column].set_xlabel("tokens of a sequence")
-        ceiling = run.ceilings("attention").product_flop_per_s / 1e12
+        ceiling = run.ceilings("attention").gemm_flop_per_s / 1e12
         axes[1, column].set_ylim(0, 1.1 * max(ceiling, axes[1, column].get_ylim()[1]))
-        axes[1, column].axhline(ceiling, color=FLOOR, linestyle=":")
+        axes[1, column].axhline(ceiling, color=GREY, linestyle=":")
         axes[1, column].annotate(
-            "matrix product", (1, ceiling), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            "GEMM", (1, ceiling), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
         )
     axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("TFLOP/s (useful)")
@@ -96,11 +95,9 @@ def over_length(run: Run, head_dim: int) -> Figure | None:
 
 def over_pairs(run: Run) -> Figure | None:
     """InfoNCE: time and peak memory over the batch, at the largest D with all its dims, one column for each K."""
-    measured = [row for row in run.rows("contrastive") if row.measured]
-    if not measured:
-        return None
-    dim = max(row["case"]["dim"] for row in measured)
-    rows = [row for row in measured if row["case"]["dim"] == dim and len(row["case"]["dims"]) > 1]
+    timed = [row for row in run.rows("contrastive") if row.timed]
+    dim = max((row["case"]["dim"] for row in timed), default=0)
+    rows = [row for row in timed if row["case"]["dim"] == dim and len(row["case"]["dims"]) > 1]
     counts = sorted({row["case"]["negatives"] for row in rows})
     if len({row["case"]["pairs"] for row in rows}) < 2:
         return None
@@ -111,7 +108,7 @@ def over_pairs(run: Run) -> Figure | None:
     for column, negatives in enumerate(counts):
         some = [row for row in rows if row["case"]["negatives"] == negatives]
         _lines(axes[0, column], some, "pairs", partial(_ms, part="both"), looks, rows)
-        _lines(axes[1, column], [row for row in some if row.role != "floor"], "pairs", _mebibytes, looks, rows)
+        _lines(axes[1, column], [row for row in some if row.role != "gemms"], "pairs", _mebibytes, looks, rows)
         axes[0, column].set_title(f"K = {negatives} hard negatives")
         _logarithmic(axes[0, column])
         _logarithmic(axes[1, column])
@@ -126,13 +123,13 @@ def over_pairs(run: Run) -> Figure | None:
 def roofline(run: Run, suites: Sequence[str]) -> Figure:
     """Our operators under the two ceilings: useful FLOP/s over FLOP per byte."""
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    known = [run.ceilings(suite) for suite in suites]  # each process measured them; the best is the roof
-    peak, bandwidth = (max(getattr(c, what) for c in known) for what in ("product_flop_per_s", "copy_bytes_per_s"))
+    known = [run.ceilings(suite) for suite in suites]  # each process measured them; the best counts
+    peak, bandwidth = (max(getattr(c, what) for c in known) for what in ("gemm_flop_per_s", "copy_bytes_per_s"))
     points = [
         (suite, time)
         for suite in suites
         for row in run.rows(suite)
-        if row.name == "ours" and row.measured
+        if row.name == "ours" and row.timed
         for time in row.times()
     ]
     ridge = peak / bandwidth
@@ -150,7 +147,7 @@ def roofline(run: Run, suites: Sequence[str]) -> Figure:
         axis.scatter(intensities, rates, color=color, marker=marker, s=28, label=name, zorder=3)
     axis.set_xscale("log")
     _logarithmic(axis)
-    axis.set_xlabel("useful FLOP per byte that must move")
+    axis.set_xlabel("useful FLOP per byte")
     axis.set_ylabel("TFLOP/s")
     axis.grid(True)
     if kinds:
@@ -159,11 +156,11 @@ def roofline(run: Run, suites: Sequence[str]) -> Figure:
 
 
 def breakdown(run: Run) -> Figure | None:
-    """Where the milliseconds of a step go."""
-    rows = [row for row in run.rows("step") if row.measured and row.content.get("breakdown")]
+    """Bars: the time of a step by part."""
+    rows = [row for row in run.rows("step") if row.timed and row.content.get("breakdown")]
     if not rows:
         return None
-    rows.reverse()  # bars are drawn from below
+    rows.reverse()  # bars are placed from below
     figure, axis = plt.subplots(figsize=(9, 0.9 + 0.36 * len(rows)), layout="constrained")
     for place, row in enumerate(rows):
         left = 0.0
@@ -195,7 +192,7 @@ def _mebibytes(row: Row) -> float | None:
 
 
 def _looks(run: Run, suite: str) -> Looks:
-    return Looks(list(dict.fromkeys(row.name for row in run.rows(suite) if row.measured)))
+    return Looks(list(dict.fromkeys(row.name for row in run.rows(suite) if row.timed)))
 
 
 def _logarithmic(axis: Axes) -> None:
@@ -235,7 +232,7 @@ def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
 
 
 def all_of(run: Run, suites: Sequence[str]) -> dict[str, Figure]:
-    """By file name, without those for which the run has too little."""
+    """By file name, without those for which the run has too few rows."""
     figures: dict[str, Figure | None] = {"top": top(run, suites)}
     if "attention" in suites:
         head_dims = dict.fromkeys(row["case"]["head_dim"] for row in run.rows("attention"))

@@ -1,14 +1,14 @@
-"""Colours and lines of the pictures: told apart by colour-blind readers, readable on white and on black.
+"""Colours and lines of the pictures: distinct for colour-blind readers, readable on white and on black.
 
 The background is transparent. Each colour has a contrast of at least 3 to both white and black (WCAG 2.1, 1.4.11 asks
-that of graphics), text at least 4.5, which leaves a narrow band of lightness. In it the usual colour-blind-safe
-palettes no longer are: Okabe and Ito's green and purple, darkened, look alike to deuteranopes. These were searched for:
-any two differ by at least 28 in CIELAB in normal vision, protanopia and deuteranopia. Colour is never alone: lines
-differ in marker and dashes, parts of a bar in hatching.
+that of graphics), text at least 4.5, which leaves a narrow band of lightness. Usual colour-blind-safe palettes fail in
+it: Okabe and Ito's green and purple, darkened, look alike to deuteranopes. These colours were searched for: any two
+differ by at least 28 in CIELAB in normal vision, protanopia and deuteranopia. Colour is never alone: lines differ in
+marker and dashes, parts of a bar in hatching.
 """
 
-from __future__ import annotations
-
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,33 +22,25 @@ from benchmarks.report import tables
 TEXT = "#767676"
 OURS = "#0072b2"
 PEERS = ("#d55e00", "#6e00ff", "#aa6e50", "#6e6eff", "#8c506e")
-FLOOR = "#808080"
+GREY = "#808080"
 MARKERS = "sD^vPX<>*h"
-DASHES = {"rival": "-", "bound": "--", "floor": ":", "ours": "-"}
+DASHES = {"rival": "-", "bound": "--", "gemms": ":", "ours": "-"}
 PARTS = dict(zip(tables.PARTS, (OURS, *PEERS), strict=False))
 HATCHES = ("", "//", "..", "xx", "--")
 
+_TEXT_COLOURS = ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _SETTINGS: dict[Any, Any] = {
+    **dict.fromkeys((*_TEXT_COLOURS, "grid.color"), TEXT),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # one name in place of a long list in every text of an SVG
     "font.size": 10,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "axes.titlecolor": TEXT,
-    "axes.edgecolor": TEXT,
     "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "grid.color": TEXT,
     "grid.alpha": 0.25,
-    "legend.frameon": False,
     "legend.fontsize": 9,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
     "hatch.linewidth": 0.4,
-    "svg.fonttype": "none",  # text stays text: small files, and it can be searched
+    "svg.fonttype": "none",  # text stays text: small files that can be searched
     "svg.hashsalt": "conan_fast",  # the same figures make the same file
 }
 
@@ -60,8 +52,14 @@ def drawing() -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> None:
+    """As SVG, with a line for each group of elements."""
+    file = io.StringIO()
+    figure.savefig(
+        file, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    one_line = re.sub(r"\s*\n\s*", " ", re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.S))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
+    path.write_text(re.sub(r"(</g>|\?>|<defs>|</style>) (?!</g>)", r"\1\n", one_line), encoding="utf-8")
 
 
 class Looks:
@@ -74,8 +72,8 @@ class Looks:
         if role == "ours":
             style = "-" if name == "ours" else "-."
             return {"color": OURS, "marker": "o", "linestyle": style, "linewidth": 2.2, "zorder": 3, "markersize": 5}
-        if role == "floor":
-            return {"color": FLOOR, "marker": "", "linestyle": ":", "linewidth": 1.6}
+        if role == "gemms":
+            return {"color": GREY, "marker": "", "linestyle": ":", "linewidth": 1.6}
         place = self._places.get(name, 0)
         return {
             "color": PEERS[place % len(PEERS)],

@@ -1,50 +1,94 @@
-"""The tables of a suite: one for each case, and who is not in it, and why."""
+"""The tables of the report."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from benchmarks.report import text
-from benchmarks.result import Row, Run, by_case
+from benchmarks.result import Row, Run, Time, by_case
 
 PARTS = ("attention", "projections", "loss", "optimiser", "rest")  # of a step
-_ROLES = {"ours": "**ours**", "rival": "same result", "bound": "bound: does less", "floor": "floor"}
+BASELINES = ("eager", "transformers_sdpa")
+_ROLES = {"ours": "**ours**", "rival": "same result", "bound": "does less", "gemms": "GEMMs only"}
+_NAMES = {
+    ("attention", "forward"): "soft-masked attention, forward",
+    ("attention", "backward"): "soft-masked attention, backward",
+    ("contrastive", "both"): "InfoNCE, forward + backward",
+    ("step", "step"): "training step",
+}
+
+
+def first_cases(run: Run, suite: str) -> list[list[Row]]:
+    """The rows of the suite's first case in which ours has a time; of the step the first of each stage."""
+    cases: dict[str, list[Row]] = {}
+    for rows in by_case(run.rows(suite)).values():
+        some = list(rows.values())
+        if any(row.name == "ours" and row.timed for row in some):
+            cases.setdefault(some[0]["case"].get("stage", ""), some)
+    return list(cases.values())
+
+
+def summary(run: Run, suites: Sequence[str]) -> str:
+    header = [
+        "first case of each suite",
+        "ours",
+        "share of roofline (roofline time)",
+        "fastest with the same result, time / ours",
+        "fastest that does less, time / ours",
+        "baseline, time / ours",
+    ]
+    return text.table(header, [line for suite in suites for line in _summary_lines(run, suite)])
+
+
+def _summary_lines(run: Run, suite: str) -> Iterator[list[str]]:
+    for rows in first_cases(run, suite):
+        ours = next(row for row in rows if row.name == "ours")
+        baseline = [row for row in rows if row.name in BASELINES]
+        for time in ours.times():
+            yield [
+                f"{_NAMES[suite, time.part]}<br>{ours.case}",
+                _ms(time),
+                f"{time.share_of_roofline:.0%} ({text.milliseconds(time.roofline_ms)})",
+                *(_fastest([row for row in rows if row.role == role], time.part) for role in ("rival", "bound")),
+                _fastest(baseline, time.part),
+            ]
+
+
+def _fastest(rows: Sequence[Row], part: str) -> str:
+    times = [time for row in rows if row.timed and (time := row.time(part)) is not None]
+    time = min(times, key=lambda time: time.ms, default=None)
+    return "-" if time is None else f"`{time.row.name}`: {text.ratio(time.versus_ours)}"
+
+
+def _ms(time: Time) -> str:
+    return text.milliseconds(time.ms) + "°" * time.of_the_host
 
 
 def of_case(rows: Sequence[Row]) -> str:
-    """All implementations of a case that have a time, the fastest first; a time as a multiple of ours of its rounds."""
-    shown = sorted((row for row in rows if row.measured), key=lambda row: row.ms)
+    """All implementations of a case that have a time, the fastest first."""
+    shown = sorted((row for row in rows if row.timed), key=lambda row: row.ms)
     if not shown:
-        return "Nothing was measured here."
-    parts = [time.part for time in shown[0].times()]
+        return "No implementation has a time in this case."
     header = ["", ""]
-    for part in parts:
-        header += [part, "10-90 %", "/ ours", "TFLOP/s", "of the floor"]
-    header += ["peak memory", "rounds"]
+    for time in shown[0].times():
+        header += [time.part, "10-90 %", "/ ours", "TFLOP/s", "of roofline"]
     lines = []
     for row in shown:
         cells = [f"`{row.name}`", _ROLES[row.role]]
         for time in row.times():
             low, high = time.spread
-            cells += [
-                text.milliseconds(time.ms) + "°" * time.of_the_host,
-                f"{low:.3g}-{high:.3g}",
-                text.ratio(time.versus_ours),
-            ]
-            cells += [f"{time.flop_per_s / 1e12:.3g}", f"{time.share_of_floor:.1%}"]
-        rounds = [time.rounds for time in row.times()]
-        cells += [text.memory(row["peak_bytes"]), str(min(rounds))]
-        lines.append(cells)
-    return text.table(header, lines, numbers_from=2)
+            cells += [_ms(time), f"{low:.3g}-{high:.3g}", text.ratio(time.versus_ours)]
+            cells += [f"{time.flop_per_s / 1e12:.3g}", f"{time.share_of_roofline:.1%}"]
+        rounds = min(time.rounds for time in row.times())
+        lines.append([*cells, text.memory(row["peak_bytes"]), str(rounds)])
+    return text.table([*header, "peak memory", "rounds"], lines, numbers_from=2)
 
 
 def absent(run: Run, suite: str) -> str:
-    """Implementations without a time in some case: the reasons, and in how many cases each held."""
+    """Implementations without a time in some case: the reasons, and the cases of each."""
     cases = by_case(run.rows(suite))
     reasons: dict[tuple[str, bool, str], list[str]] = {}
     for case, rows in cases.items():
         for row in rows.values():
-            if not row.measured:
+            if not row.timed:
                 reasons.setdefault((row.name, row["wrong"], row["reason"]), []).append(case)
     if not reasons:
         return "Every implementation ran in every case."
@@ -52,65 +96,54 @@ def absent(run: Run, suite: str) -> str:
     for (name, wrong, reason), where in reasons.items():
         count = "every case" if len(where) == len(cases) else "; ".join(where)
         lines.append([f"`{name}`", f"**WRONG RESULT**: {reason}" if wrong else reason, count])
-    return text.table(["without a time", "why", "where"], lines, numbers_from=3)
+    return text.table(["implementation", "reason", "cases"], lines, numbers_from=3)
 
 
-def wrong_ours(run: Run, suites: Sequence[str]) -> str | None:
-    """Cases in which a result of ours was wrong; None where there are none."""
-    wrong = [
-        f"{row.case}, `{row.name}` ({row['reason']})"
-        for suite in suites
-        for row in run.rows(suite)
-        if row["wrong"] and row.role == "ours"
-    ]
-    return "; ".join(wrong) or None
+def wrong_ours(run: Run, suites: Sequence[str]) -> str:
+    """Cases in which a result of ours was wrong; "" if there are none."""
+    rows = [row for suite in suites for row in run.rows(suite) if row["wrong"] and row.role == "ours"]
+    return "; ".join(f"{row.case}, `{row.name}` ({row['reason']})" for row in rows)
 
 
-def fallbacks(run: Run, suites: Sequence[str]) -> str | None:
-    """Cases on a GPU in which ours was not the kernels; None where there are none."""
-    without = {
-        f"{row.case} ({row['case'].get('kernels_not_used') or 'the kernels are missing'})": None
-        for suite in suites
-        for row in run.rows(suite)
-        if run.gpu and row["case"].get("our_backend", "cuda") != "cuda"
-    }
-    return "; ".join(without) or None
+def fallbacks(run: Run, suites: Sequence[str]) -> str:
+    """Cases on a GPU in which ours was not the kernels; "" if there are none."""
+    rows = [row for suite in suites for row in run.rows(suite) if run.gpu]
+    without = [row for row in rows if row["case"].get("our_backend", "cuda") != "cuda"]
+    reasons = (row["case"].get("kernels_not_used") or "the kernels are missing" for row in without)
+    return "; ".join(dict.fromkeys(f"{row.case} ({reason})" for row, reason in zip(without, reasons, strict=True)))
 
 
 def about(run: Run, suite: str, known: dict[str, str]) -> str:
-    """What the names mean."""
+    """What each implementation is."""
     names = dict.fromkeys(row.name for row in run.rows(suite))
     return "\n".join(f"- `{name}`: {known[name]}" for name in names if name in known)
 
 
 def breakdown(rows: Sequence[Row]) -> str | None:
-    """Where the time of a step goes; None where no row says it."""
-    with_parts = [row for row in rows if row.measured and row.content.get("breakdown")]
-    if not with_parts:
-        return None
+    """The parts of each step; None if no row has them."""
     lines = []
-    for row in with_parts:
-        shares = [row["breakdown"].get(part) for part in PARTS]
-        shown = ["in the rest" if share is None else f"{share:.0%}" for share in shares]
-        lines.append([row.case, f"`{row.name}`", text.milliseconds(row.ms), *shown])
-    return text.table(["case", "", "step", *PARTS], lines, numbers_from=2)
+    for row in rows:
+        if row.timed and row.content.get("breakdown"):
+            shares = [row["breakdown"].get(part) for part in PARTS]
+            shown = ["in the rest" if share is None else f"{share:.0%}" for share in shares]
+            lines.append([row.case, f"`{row.name}`", text.milliseconds(row.ms), *shown])
+    return text.table(["case", "", "step", *PARTS], lines, numbers_from=2) if lines else None
 
 
 def steps(rows: Sequence[Row]) -> str:
     """Tokens per second and model FLOP utilisation of each step."""
     lines = []
     for row in rows:
-        if row.measured:
+        if row.timed:
             (time,) = row.times()
-            product = row.run.ceilings(row.suite).product_flop_per_s
             padded = row.content.get("padded_tokens")
             lines.append(
                 [
                     row.case,
                     f"`{row.name}`",
-                    text.milliseconds(time.ms) + "°" * time.of_the_host,
+                    _ms(time),
                     f"{row['tokens'] / time.ms * 1e3:,.0f}",
-                    f"{time.flop_per_s / product:.1%}",
+                    f"{time.flop_per_s / row.run.ceilings(row.suite).gemm_flop_per_s:.1%}",
                     text.memory(row["peak_bytes"]),
                     "-" if padded is None else f"{padded / row['tokens'] - 1:.0%}",
                     text.ratio(time.versus_ours),

@@ -1,6 +1,4 @@
-"""Numbers as a reader wants them, and Markdown tables."""
-
-from __future__ import annotations
+"""Numbers for readers, and Markdown tables."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,12 +15,12 @@ def memory(size: int | None) -> str:
 
 
 def ratio(comparison: dict[str, Any] | None) -> str:
-    """What benchmarks.paired.compare found: times ours, with its interval."""
+    """A benchmarks.paired.Comparison: the time as a multiple of ours, with its interval."""
     if comparison is None:
         return "-"
     interval = f"{comparison['low']:.2f}-{comparison['high']:.2f}"
     if comparison["differs"] is None:
-        return f"{comparison['ratio']:.2f} (too few rounds to be sure)"
+        return f"{comparison['ratio']:.2f} (too few rounds for an interval)"
     if not comparison["differs"]:
         return f"no difference ({interval})"
     return f"**{comparison['ratio']:.2f}** ({interval})"

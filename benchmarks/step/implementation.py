@@ -1,30 +1,25 @@
-"""What an implementation of a training step is to the benchmark."""
-
-from __future__ import annotations
+"""What an implementation of a training step is to the benchmark, and how much memory it needs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import LlamaModel
 
-from benchmarks.peer import Implementation
 from benchmarks.step.models import Parameters, recipe_of
-from benchmarks.step.shape import Shape, Stage, lengths
-from benchmarks.step.task import Task
-
-LossOf = Callable[[Tensor], Tensor]  # of the embeddings [S, hidden] of a step's texts
+from benchmarks.step.task import Case, StageName, Task, lengths
+from benchmarks.suite import Implementation
 
 STATE_BYTES = 16  # a parameter, its gradient and two moments, in float32
 COPY_BYTES = 2  # of a matrix: autocast's in bfloat16
-BOTH: tuple[Stage, ...] = ("weak", "supervised")
+BOTH: tuple[StageName, ...] = ("weak", "supervised")
 
 
 class Running(ABC):
-    """A model under training with its optimiser. llama: the layers, and the attention function by its config."""
+    """A model under training with its optimiser. llama: the layers; its config names the attention function."""
 
     llama: LlamaModel
     optimizer: torch.optim.Optimizer
@@ -37,54 +32,54 @@ class Running(ABC):
     def step(self) -> None:
         """One optimiser step on the batch of the task it was made for, from texts; leaves no gradients."""
 
-    def loss_through(self, wrap: Callable[[LossOf], LossOf]) -> AbstractContextManager[object] | None:
-        """Within it, steps use wrap(loss) for the loss; None where a loss is not to be had by itself."""
-        return None
+    def marked_loss(self) -> AbstractContextManager[object]:
+        """Within it the loss runs under record_function("loss"), unless it always does or cannot be separated."""
+        return nullcontext()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StepImplementation(Implementation):
-    """alpha: of the soft mask that it applies, None for the stage's. why_not: what it says of a shape it does not do.
+    """alpha: of the soft mask that it applies, None for the stage's. why_not: why it skips a case, None if it does not.
 
-    tokens_at_once: positions of its largest forward pass with a graph, padding too. squares: N x M numbers that its
-    loss holds, by the number of dims.
+    tokens_at_once: positions of its largest forward pass with a graph, padding included. squares_of_loss: N x M
+    elements that its loss holds, by the number of dims.
     """
 
     build: Callable[[Task], Running]
-    tokens_at_once: Callable[[Shape], int]
-    squares: Callable[[int], int] = lambda _: 0
+    tokens_at_once: Callable[[Case], int]
+    squares_of_loss: Callable[[int], int] = lambda _: 0
     alpha: float | None = None
-    stages: tuple[Stage, ...] = BOTH
-    why_not: Callable[[Shape], str | None] = lambda _: None
+    stages: tuple[StageName, ...] = BOTH
+    why_not: Callable[[Case], str | None] = lambda _: None
 
-    def reason(self, shape: Shape) -> str | None:
-        """Why the shape is left out, None if it is not."""
-        if shape.stage not in self.stages:
+    def reason(self, case: Case) -> str | None:
+        """Why the case is skipped, None if it is not."""
+        if case.stage not in self.stages:
             return f"is for the {' and the '.join(self.stages)} stage"
-        return self.why_not(shape)
+        return self.why_not(case)
 
-    def bytes_needed(self, shape: Shape) -> int:
-        if self.reason(shape):
+    def bytes_needed(self, case: Case) -> int:
+        if self.reason(case):
             return 0
-        recipe = recipe_of(shape.model)
-        parameters, embeddings = Parameters.of(recipe), 4 * shape.texts * recipe.model.hidden_size
+        recipe = recipe_of(case.model)
+        parameters, embeddings = Parameters.of(recipe), 4 * case.texts * recipe.model.hidden_size
         states = STATE_BYTES * parameters.total + COPY_BYTES * parameters.matrices
-        scores = 4 * self.squares(len(shape.dims)) * shape.batch_size * (shape.texts - shape.batch_size)
-        return states + self.tokens_at_once(shape) * activation_bytes(shape) + scores + 4 * embeddings
+        scores = 4 * self.squares_of_loss(len(case.dims)) * case.batch_size * (case.texts - case.batch_size)
+        return states + self.tokens_at_once(case) * activation_bytes(case) + scores + 4 * embeddings
 
 
-def activation_bytes(shape: Shape) -> int:
+def activation_bytes(case: Case) -> int:
     """About what a token leaves for the backward pass under autocast, by what each operation of a layer saves.
 
     Norms: input and normalised in float32, output in bfloat16, twice. Attention: q and k before and after the rotation
     and v, its result, the residual. MLP: gate, its activation, up and their product.
     """
-    model = recipe_of(shape.model).model
+    model = recipe_of(case.model).model
     key_values = 2 * model.num_key_value_heads * model.hidden_size // model.num_attention_heads
     layer = 36 * model.hidden_size + 12 * key_values + 8 * model.intermediate_size
     return model.num_hidden_layers * layer + 12 * model.hidden_size
 
 
-def of_micro_batch(shape: Shape, tokens: int) -> int:
-    """Of a step's tokens those of a micro-batch, which holds a text that is longer than it should be all the same."""
-    return max(int(lengths(shape).max()), min(tokens, shape.micro_batch_tokens))
+def of_micro_batch(case: Case, tokens: int) -> int:
+    """Of a step's tokens those of a micro-batch; a longer text is a micro-batch of its own."""
+    return max(int(lengths(case).max()), min(tokens, case.micro_batch_tokens))

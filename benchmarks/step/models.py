@@ -1,55 +1,54 @@
-"""The models that a step is measured on, by name: those of this file, and the recipes of train/recipes."""
-
-from __future__ import annotations
+"""The models whose step is measured, by name: those of this file, and the recipes of train/recipes; and their work."""
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.roofline import FLOP_OF_ATTENTION, Work, info_nce_work
 from train.recipe import ModelRecipe, Recipe, SupervisedRecipe, TokenizerRecipe, load_recipe
 
-SMALL = Recipe(
-    name="small",
-    tokenizer=TokenizerRecipe(vocab_size=32_768),
-    model=ModelRecipe(
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=12,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-    ),
-    supervised=SupervisedRecipe(dims=[128, 256, 384, 512, 640, 896, 1024]),
-)
-MEDIUM = Recipe(
-    name="medium",
-    tokenizer=TokenizerRecipe(vocab_size=65_536),
-    model=ModelRecipe(
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=12,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-    ),
-    supervised=SupervisedRecipe(dims=[256, 512, 768, 1024, 1536, 2048]),
-)
-OURS = {recipe.name: recipe for recipe in (SMALL, MEDIUM)}
+# float32 elements that a step moves for each parameter, at least. A matrix is read forward; read backward, where its
+# gradient is written; AdamW reads it, its gradient and two moments, and writes all but the gradient. The gradient must
+# exist before AdamW begins, for it is scaled by the norm of all gradients. A row of the embeddings that no text
+# contains has a gradient of 0 that need not exist; its weight and moments change all the same.
+MOVED = {"matrix": 10, "embedding": 6}
+
+
+def _recipe(name: str, vocab_size: int, dims: list[int], **sizes: Any) -> Recipe:
+    heads = {"num_hidden_layers": 12, "num_attention_heads": 16, "num_key_value_heads": 4}
+    return Recipe(
+        name=name,
+        tokenizer=TokenizerRecipe(vocab_size=vocab_size),
+        model=ModelRecipe(**heads, **sizes),
+        supervised=SupervisedRecipe(dims=dims),
+    )
+
+
+_RECIPES = {
+    "small": _recipe("small", 32_768, [128, 256, 384, 512, 640, 896, 1024], hidden_size=1024, intermediate_size=2816),
+    "medium": _recipe("medium", 65_536, [256, 512, 768, 1024, 1536, 2048], hidden_size=2048, intermediate_size=5632),
+}
 
 
 @lru_cache
 def recipe_of(name: str) -> Recipe:
     """Raises train.recipe.RecipeError for a name that is neither here nor in train/recipes."""
-    return OURS.get(name) or load_recipe(name)
+    return _RECIPES.get(name) or load_recipe(name)
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the embedding stages train: no LM head, unless it is the embeddings."""
+    """What the embedding stages train: no LM head, unless it is tied to the embeddings."""
 
-    matrices: int  # of the layers' products
+    matrices: int  # of the layers
     embeddings: int
     gains: int
 
     @staticmethod
-    def of(recipe: Recipe) -> Parameters:
+    def of(recipe: Recipe) -> "Parameters":
         model = recipe.model
         head_dim = model.hidden_size // model.num_attention_heads
         heads = 2 * model.num_attention_heads + 2 * model.num_key_value_heads  # q, out; k, v
@@ -63,3 +62,20 @@ class Parameters:
     @property
     def total(self) -> int:
         return self.matrices + self.embeddings + self.gains
+
+
+def step_work(recipe: Recipe, lengths: NDArray[np.int64], largest_dim: int) -> Work:
+    """Useful work of a step: without padding, recomputation or the LM head.
+
+    lengths: tokens of each text [pairs, texts of a pair]. bytes: of parameters and their moments only. A GEMM of T
+    tokens with a matrix costs 2 FLOP forward and 4 backward for each token and element. Attention is the full square of
+    each text, as under a soft mask with alpha > 0. The loss counts once, for the largest dim: the scores of a smaller
+    one are partial sums of it.
+    """
+    model, parameters = recipe.model, Parameters.of(recipe)
+    squares = float(np.square(lengths.astype(np.float64)).sum())
+    attention = sum(FLOP_OF_ATTENTION.values()) * model.hidden_size * squares * model.num_hidden_layers  # H D = hidden
+    pairs, texts_of_pair = lengths.shape
+    loss = info_nce_work(pairs=pairs, candidates=pairs * (texts_of_pair - 1), dim=largest_dim)
+    moved = MOVED["matrix"] * (parameters.matrices + parameters.gains) + MOVED["embedding"] * parameters.embeddings
+    return Work(flop=6 * parameters.matrices * float(lengths.sum()) + attention + loss.flop, bytes=4 * moved)

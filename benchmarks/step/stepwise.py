@@ -1,7 +1,5 @@
 """A loop that somebody else has written, one turn at a time: it runs in a thread that waits in between."""
 
-from __future__ import annotations
-
 import threading
 import weakref
 from collections.abc import Callable
@@ -12,25 +10,25 @@ Pause = Callable[[], None]
 class Stepwise:
     """`work(pause)` from one call of `pause` to the next per `advance()`; never at the same time as the caller.
 
-    When closed, or dropped, it ends with an exception from within `pause`, which no `except Exception` catches.
+    If closed or dropped it ends with an exception from within `pause`, which no `except Exception` catches.
     """
 
     def __init__(self, work: Callable[[Pause], object]) -> None:
-        self._baton = _Baton()
-        self.thread = threading.Thread(target=_run, args=(work, self._baton), daemon=True)
+        self._turns = _Turns()
+        self.thread = threading.Thread(target=self._turns.run, args=(work,), daemon=True)
         self.thread.start()
-        self.close = weakref.finalize(self, _close, self._baton, self.thread)  # at exit, too
+        self.close = weakref.finalize(self, self._turns.stop, self.thread)  # at exit, too
 
     def advance(self) -> None:
-        """Raises what the work raises; RuntimeError if it has come to its end."""
-        if self._baton.over:
+        """Raises what the work raises; RuntimeError if it is over."""
+        if self._turns.over:
             raise RuntimeError("the work is over")
-        self._baton.go.release()
-        self._baton.paused.acquire()
-        if (error := self._baton.error) is not None:
-            self._baton.error = None
+        self._turns.go.release()
+        self._turns.paused.acquire()
+        if (error := self._turns.error) is not None:
+            self._turns.error = None
             raise error
-        if self._baton.over:
+        if self._turns.over:
             raise RuntimeError("the work came to its end")
 
 
@@ -38,13 +36,25 @@ class _Stopped(BaseException):
     pass
 
 
-class _Baton:
-    """go: the thread may run. paused: the caller may."""
+class _Turns:
+    """go: the thread may run. paused: the caller may. It must not refer to the Stepwise, which could not be dropped."""
 
     def __init__(self) -> None:
         self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
         self.stopped = self.over = False
         self.error: BaseException | None = None
+
+    def run(self, work: Callable[[Pause], object]) -> None:
+        try:
+            self.wait()
+            work(self.pause)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.over = True
+            self.paused.release()
 
     def pause(self) -> None:
         self.paused.release()
@@ -55,22 +65,8 @@ class _Baton:
         if self.stopped:
             raise _Stopped
 
-
-def _run(work: Callable[[Pause], object], baton: _Baton) -> None:
-    try:
-        baton.wait()
-        work(baton.pause)
-    except _Stopped:
-        pass
-    except BaseException as error:
-        baton.error = error
-    finally:
-        baton.over = True
-        baton.paused.release()
-
-
-def _close(baton: _Baton, thread: threading.Thread) -> None:
-    baton.stopped = True
-    baton.go.release()
-    if thread is not threading.current_thread():  # the collector of garbage may run in any
-        thread.join()
+    def stop(self, thread: threading.Thread) -> None:
+        self.stopped = True
+        self.go.release()
+        if thread is not threading.current_thread():  # the garbage collector may run in any thread
+            thread.join()

@@ -9,34 +9,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine, result, suites, timing
-from benchmarks import suite as core
+from benchmarks import machine, result, rounds, timing
+from benchmarks import run as command
 from benchmarks.__main__ import main
-from benchmarks.floors import Ceilings, Work
-from benchmarks.measure import measure
-from benchmarks.peer import Implementation, NotRun, WrongResult
-from benchmarks.run import _death
+from benchmarks.record import INTERRUPTED, OURS_WRONG, Selection, measure_suite
+from benchmarks.roofline import Ceilings, Work
+from benchmarks.suite import SUITES, Checked, Implementation, NotRun, Suite, WrongResult, load_suite
 from tests.support.paths import ROOT
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Shape:
+class Case:
     size: int
 
     def work(self, part: str) -> Work:
         return Work(2.0 * self.size, 8.0 * self.size)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sleeper(Implementation):
     """Does nothing; `fails`: what happens, and where."""
 
     fails: dict[str, BaseException] | None = None
     bytes: int = 0
 
-    def bytes_needed(self, shape: Shape) -> int:
+    def bytes_needed(self, case: Case) -> int:
         return self.bytes
 
     def __hash__(self) -> int:
@@ -47,51 +46,45 @@ class Sleeper(Implementation):
             raise self.fails[where]
 
 
-class Ready:
-    peak_bytes, errors = 1, {"out": 0.0}
-
-    def __init__(self, implementation: Sleeper) -> None:
-        self.implementation, self.calls = implementation, 0
-
-    def step(self, part: str):
-        self.implementation.maybe(part)
-
-        def step() -> None:
-            self.calls += 1
-            if self.calls > 20:
-                self.implementation.maybe("later")
-
-        return step
-
-    def after(self):
-        return {"calls": self.calls}
-
-
-class Case:
+class Workload:
     facts = {"dtype": "float32"}  # noqa: RUF012
 
-    def __init__(self, shape: Shape, device: torch.device) -> None:
-        pass
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.case = case
 
-    def prepare(self, implementation: Sleeper) -> Ready:
-        implementation.maybe("prepare")
-        return Ready(implementation)
+    def check(self, implementation: Sleeper) -> Checked:
+        implementation.maybe("check")
+        calls = [0]
+
+        def step_of(part: str) -> timing.Step:
+            implementation.maybe(part)
+            return step
+
+        def step() -> None:
+            calls[0] += 1
+            if calls[0] > 20:
+                implementation.maybe("later")
+
+        return Checked(step_of, 1, {"out": 0.0}, lambda: {"calls": calls[0]})
 
 
-OURS = Sleeper(name="ours", role="ours", about="")
-PEER = Sleeper(name="peer", role="rival", about="")
+OURS = Sleeper("ours", "ours", "")
+PEER = Sleeper("peer", "rival", "")
 
 
-def suite_of(*implementations: Sleeper) -> core.Suite:
-    shapes = [Shape(1), Shape(2)]
-    return core.Suite("attention", ("forward", "backward"), lambda _: shapes, Case, implementations)
+def suite_of(*implementations: Sleeper) -> Suite:
+    cases = [Case(1), Case(2)]
+    return Suite("attention", ("forward", "backward"), lambda _: cases, Workload, implementations, lambda _: [Case(99)])
 
 
-def rows_of(*implementations: Sleeper, progress: core.Progress | None = None) -> dict[str, dict]:
+def all_rows(suite: Suite, **progress: object) -> list[dict]:
     rows: list[dict] = []
-    progress = replace(progress or core.Progress(), row=rows.append)
-    core.run_shape(suite_of(*implementations), Shape(1), CPU, timing.Clock(CPU), progress)
-    return {row["implementation"]: row for row in rows}
+    rounds.run_case(suite, Case(1), timing.Clock(CPU), rounds.Progress(row=rows.append, **progress))
+    return rows
+
+
+def rows_of(*implementations: Sleeper, **progress: object) -> dict[str, dict]:
+    return {row["implementation"]: row for row in all_rows(suite_of(*implementations), **progress)}
 
 
 def test_all_of_a_case_run_in_the_same_rounds() -> None:
@@ -99,22 +92,22 @@ def test_all_of_a_case_run_in_the_same_rounds() -> None:
     assert list(rows) == ["ours", "peer"]
     for part in ("forward", "backward"):
         ours, peer = (rows[name]["parts"][part] for name in ("ours", "peer"))
-        assert ours["timing"]["rounds"] == peer["timing"]["rounds"] >= core.ROUNDS
+        assert ours["timing"]["rounds"] == peer["timing"]["rounds"] >= rounds.ROUNDS
         assert ours["versus_ours"] is None and peer["versus_ours"]["ratio"] > 0
         assert ours["flop"] == 2 and ours["bytes"] == 8
     assert rows["ours"]["case"] == {"size": 1, "dtype": "float32"} and rows["peer"]["calls"] > 60
 
 
 def failing(name: str, error: BaseException, where: str, role: str = "rival") -> Sleeper:
-    return Sleeper(name=name, role=role, about="", fails={where: error})
+    return Sleeper(name, role, "", fails={where: error})
 
 
 def test_wrong_and_missing_peers_are_named_and_have_no_time() -> None:
     rows = rows_of(
         OURS,
-        failing("wrong", WrongResult("dq is off by 0.3 of its norm"), "prepare"),
-        failing("absent", ImportError("No module named 'nobody'"), "prepare"),
-        failing("unable", NotRun("takes no mask"), "prepare"),
+        failing("wrong", WrongResult("dq is off by 0.3 of its norm"), "check"),
+        failing("absent", ImportError("No module named 'nobody'"), "check"),
+        failing("unable", NotRun("does not support a mask"), "check"),
         failing("broken", RuntimeError("no kernel. Try another"), "backward"),
         failing("late", torch.OutOfMemoryError("x"), "later"),
         PEER,
@@ -124,7 +117,7 @@ def test_wrong_and_missing_peers_are_named_and_have_no_time() -> None:
     assert reasons == {
         "ours": None,
         "absent": "is not installed: No module named 'nobody'",
-        "unable": "takes no mask",
+        "unable": "does not support a mask",
         "broken": "RuntimeError: no kernel",
         "late": "out of memory",
         "peer": None,
@@ -133,7 +126,7 @@ def test_wrong_and_missing_peers_are_named_and_have_no_time() -> None:
 
 
 def test_a_failure_of_ours_is_a_defect_and_named(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = rows_of(failing("ours", RuntimeError("launch failed"), "forward", role="ours"), PEER)
+    rows = rows_of(failing("ours", RuntimeError("launch failed"), "forward", "ours"), PEER)
     assert rows["ours"]["wrong"] and rows["ours"]["reason"] == "RuntimeError: launch failed"
     assert rows["peer"]["parts"]["forward"]["versus_ours"] is None
     assert "Traceback" in capsys.readouterr().err
@@ -141,44 +134,36 @@ def test_a_failure_of_ours_is_a_defect_and_named(capsys: pytest.CaptureFixture[s
 
 def test_what_does_not_fit_together_is_measured_in_groups_with_ours() -> None:
     sizes = {"ours": 10, "a": 30, "b": 30, "c": 500, "d": 1}
-    some = [
-        Sleeper(name=name, role="ours" if name == "ours" else "rival", about="", bytes=size)
-        for name, size in sizes.items()
-    ]
-    made = [[i.name for i in group] for group in core.groups(some, Shape(1), 100)]
+    some = [Sleeper(name, "ours" if name == "ours" else "rival", "", bytes=size) for name, size in sizes.items()]
+    made = [[i.name for i in group] for group in rounds.groups(some, Case(1), 100)]
     assert made == [["ours", "c", "a"], ["ours", "b", "d"]]  # c will not fit at all, and says so in the first group
-    assert [[i.name for i in group] for group in core.groups(some, Shape(1), None)] == [list(sizes)]
+    assert [[i.name for i in group] for group in rounds.groups(some, Case(1), None)] == [list(sizes)]
 
 
 def test_ours_comes_again_only_where_there_is_something_to_compare_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "free_bytes", lambda _: 100)
-    prepared: list[str] = []
+    checked: list[str] = []
 
-    class Counted(Case):
-        def prepare(self, implementation: Sleeper) -> Ready:
-            prepared.append(implementation.name)
-            return super().prepare(implementation)
+    class Counted(Workload):
+        def check(self, implementation: Sleeper) -> Checked:
+            checked.append(implementation.name)
+            return super().check(implementation)
 
-    absent = replace(failing("absent", ImportError("gone"), "prepare"), bytes=50)
+    absent = replace(failing("absent", ImportError("gone"), "check"), bytes=50)
     peers = [replace(PEER, name=name, bytes=50) for name in ("a", "b")]
-    suite = replace(suite_of(OURS, peers[0], absent, peers[1]), case=Counted)
-    rows: list[dict] = []
-    core.run_shape(suite, Shape(1), CPU, timing.Clock(CPU), core.Progress(rows.append))
-    assert prepared == ["ours", "a", "absent", "b", "ours"]
+    suite = replace(suite_of(OURS, peers[0], absent, peers[1]), workload=Counted)
+    rows = all_rows(suite)
+    assert checked == ["ours", "a", "absent", "b", "ours"]
     assert [(row["implementation"], row["group"]) for row in rows] == [("ours", 0), ("a", 0), ("absent", 1), ("b", 2)]
     # Without ours nothing is a repetition: everybody has a row.
-    rows.clear()
-    core.run_shape(replace(suite, implementations=peers), Shape(1), CPU, timing.Clock(CPU), core.Progress(rows.append))
-    assert [row["implementation"] for row in rows] == ["a", "b"]
+    assert [row["implementation"] for row in all_rows(replace(suite, implementations=peers))] == ["a", "b"]
 
 
 def test_inputs_that_do_not_fit_leave_rows() -> None:
-    def too_large(*_: object) -> Case:
+    def too_large(*_: object) -> Workload:
         raise torch.OutOfMemoryError("x")
 
-    rows: list[dict] = []
-    suite = replace(suite_of(OURS, PEER), case=too_large)
-    core.run_shape(suite, Shape(1), CPU, timing.Clock(CPU), core.Progress(rows.append))
+    rows = all_rows(replace(suite_of(OURS, PEER), workload=too_large))
     assert [row["reason"] for row in rows] == ["the inputs alone do not fit into memory"] * 2
 
 
@@ -186,129 +171,130 @@ def test_errors_that_take_the_gpu_along_end_the_process(monkeypatch: pytest.Monk
     class Sticky(RuntimeError):
         pass
 
-    monkeypatch.setattr("benchmarks.peer.STICKY", (Sticky,))
+    monkeypatch.setattr("benchmarks.suite.STICKY", (Sticky,))
     with pytest.raises(Sticky):
-        rows_of(OURS, failing("culprit", Sticky("an illegal memory access"), "prepare"))
+        rows_of(OURS, failing("culprit", Sticky("an illegal memory access"), "check"))
 
 
 def test_no_group_is_begun_after_the_deadline() -> None:
-    assert rows_of(OURS, progress=core.Progress(deadline=0.0)) == {}
+    assert rows_of(OURS, deadline=0.0) == {}
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.ceilings.measure", lambda _: Ceilings("float32", 1e9, 1e9, 1e-6))
-    monkeypatch.setattr("benchmarks.measure.line", lambda row: row.name)
+    monkeypatch.setattr("benchmarks.roofline.measure", lambda _: Ceilings("float32", 1e9, 1e9, 1e-6))
+    monkeypatch.setattr("benchmarks.record.line", lambda row: row.name)
+
+
+def measured(suite: Suite, out: Path, progress: rounds.Progress | None = None, **selection: object) -> int:
+    return measure_suite(suite, CPU, out, Selection(**selection), progress or rounds.Progress())
 
 
 @pytest.mark.usefixtures("quick")
 def test_result_file(tmp_path: Path) -> None:
     out = tmp_path / "new" / "result.json"
-    assert measure(suite_of(OURS, PEER), CPU, out, budget_minutes=1) == 0
-    assert measure(replace(suite_of(OURS), name="contrastive"), CPU, out, budget_minutes=1, where=["size=2"]) == 0
+    assert measured(suite_of(OURS, PEER), out) == 0
+    assert measured(replace(suite_of(OURS), name="contrastive"), out, where=["size=2"]) == 0
+    assert measured(replace(suite_of(OURS), name="step"), out, where=["size=99"]) == 0
+    assert sum(line.startswith('{"case"') for line in out.read_text().splitlines()) == 4 + 1 + 1  # a line for each row
     content = json.loads(out.read_text())
-    assert content["format"] == 1 and len(content["machine"]["csrc_sha256"]) == 64
+    assert content["format"] == result.FORMAT and len(content["machine"]["csrc_sha256"]) == 64
     assert content["machine"]["torch"] == torch.__version__ and "transformers" in content["machine"]["packages"]
     attention, contrastive = content["suites"]["attention"], content["suites"]["contrastive"]
     assert [row["implementation"] for row in attention["rows"]] == ["ours", "peer"] * 2
     assert [row["case"]["size"] for row in contrastive["rows"]] == [2]
-    assert attention["ceilings"]["product_flop_per_s"] == 1e9 and attention["stopped"] is attention["now"] is None
+    assert [row["case"]["size"] for row in content["suites"]["step"]["rows"]] == [99]  # on request only
+    assert attention["ceilings"]["gemm_flop_per_s"] == 1e9 and attention["stopped"] is None
 
 
 @pytest.mark.usefixtures("quick")
 def test_only_and_without(tmp_path: Path) -> None:
     for options, names in (({"only": ["peer"]}, ["peer"] * 2), ({"without": ["peer"]}, ["ours"] * 2)):
         out = tmp_path / f"{names[0]}.json"
-        measure(suite_of(OURS, PEER), CPU, out, budget_minutes=1, **options)
+        measured(suite_of(OURS, PEER), out, **options)
         assert [row["implementation"] for row in json.loads(out.read_text())["suites"]["attention"]["rows"]] == names
 
 
 @pytest.mark.usefixtures("quick")
 def test_wrong_results_of_ours_and_interrupts_are_the_exit_status(tmp_path: Path) -> None:
-    for number, (role, status) in enumerate((("rival", 0), ("ours", 1))):
-        wrong = failing("wrong", WrongResult("off"), "prepare", role)
-        assert measure(suite_of(OURS, wrong), CPU, tmp_path / f"{number}.json", budget_minutes=1) == status
-    stopped = failing("stopped", KeyboardInterrupt(), "prepare")
-    assert measure(suite_of(OURS, stopped), CPU, tmp_path / "b.json", budget_minutes=1) == 130
+    for number, (role, status) in enumerate((("rival", 0), ("ours", OURS_WRONG))):
+        wrong = failing("wrong", WrongResult("off"), "check", role)
+        assert measured(suite_of(OURS, wrong), tmp_path / f"{number}.json") == status
+    stopped = failing("stopped", KeyboardInterrupt(), "check")
+    assert measured(suite_of(OURS, stopped), tmp_path / "b.json") == INTERRUPTED == 130
     assert json.loads((tmp_path / "b.json").read_text())["suites"]["attention"]["stopped"] == "Ctrl-C"
 
 
 @pytest.mark.usefixtures("quick")
 def test_spent_budget_leaves_a_smaller_result(tmp_path: Path) -> None:
     out = tmp_path / "a.json"
-    assert measure(suite_of(OURS, PEER), CPU, out, budget_minutes=0) == 0
+    assert measured(suite_of(OURS, PEER), out, rounds.Progress(deadline=0.0)) == 0
     suite = json.loads(out.read_text())["suites"]["attention"]
-    assert suite["rows"] == [] and "2 cases are left" in suite["stopped"]
+    assert suite["rows"] == [] and "before 2 of 2 cases" in suite["stopped"]
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_suite_that_dies_goes_on_without_what_it_died_of(
+def test_a_suite_that_dies_is_noted_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Suites run in this process: with "deadly" attention does not survive its second case."""
+    """Suites run in this process: attention does not survive its second case, contrastive ends with an exception."""
 
-    class Deadly(Case):
-        def __init__(self, shape: Shape, device: torch.device) -> None:
-            self.size = shape.size
-
-        def prepare(self, implementation: Sleeper) -> Ready:
-            if implementation.name == "deadly" and self.size == 2:
+    class Deadly(Workload):
+        def check(self, implementation: Sleeper) -> Checked:
+            if implementation.name == "deadly" and self.case.size == 2:
                 raise SystemExit(-9)
-            return Ready(implementation)
+            return super().check(implementation)
 
-    deadly = Sleeper(name="deadly", role="rival", about="")
+    def broken(*_: object) -> Workload:
+        raise RuntimeError("no such device")
+
     found = {
-        "attention": replace(suite_of(OURS, deadly, PEER), case=Deadly),
+        "attention": replace(suite_of(OURS, Sleeper("deadly", "rival", ""), PEER), workload=Deadly),
+        "contrastive": replace(suite_of(OURS), name="contrastive", workload=broken),
         "step": replace(suite_of(OURS), name="step"),
     }
-    monkeypatch.setattr(suites, "load", found.__getitem__)
+    monkeypatch.setattr(command, "load_suite", found.__getitem__)
 
     class Here:
-        def __init__(self, command: list[str], **_: object) -> None:
+        def __init__(self, arguments: list[str], **_: object) -> None:
             try:
-                self.status = main(command[3:])
+                self.status = main(arguments[3:])
             except SystemExit as error:
                 self.status = error.code
+            except RuntimeError:
+                self.status = 1
 
         def wait(self) -> int:
             return self.status
 
     monkeypatch.setattr(subprocess, "Popen", Here)
     out = tmp_path / "result.json"
-    assert main(["run", "--suite", "attention,step", f"--out={out}", "--device=cpu"]) == 1
+    assert main(["run", f"--out={out}", "--device=cpu"]) == 1
     run = result.read(out)
-    assert run.stopped("attention") is None and run.stopped("step") is None
+    reasons = {
+        "attention": "the process was killed by SIGKILL during: attention {'size': 2}: deadly is checked",
+        "contrastive": "the process ended with exit status 1 during: contrastive {'size': 1}: inputs",
+        "step": None,
+    }
+    assert {name: run.stopped(name) for name in SUITES} == reasons
     rows = [(row["case"]["size"], row.name, row["reason"]) for row in run.rows("attention")]
-    died = "the process was killed by SIGKILL with it"
-    assert rows[:3] == [(1, "ours", None), (1, "deadly", None), (1, "peer", None)]
-    assert rows[3:] == [(2, "deadly", died), (2, "ours", None), (2, "peer", None)]
-    assert len(run.rows("step")) == 2 and not any(row["wrong"] for row in run.rows("attention"))
-    assert "goes on without deadly" in capfd.readouterr().err
+    assert rows == [(1, "ours", None), (1, "deadly", None), (1, "peer", None)]
+    assert not run.rows("contrastive") and len(run.rows("step")) == 2
+    said = capfd.readouterr().err
+    assert f"attention: {reasons['attention']}" in said and f"contrastive: {reasons['contrastive']}" in said
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_suite_that_dies_for_itself_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> Case:
-        raise RuntimeError("no such device")
-
-    monkeypatch.setattr(suites, "load", lambda _: replace(suite_of(OURS), case=broken))
-    popen = subprocess.Popen
-    script = "import sys; sys.exit(1)"
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **options: popen([sys.executable, "-c", script], **options))
-    out = tmp_path / "result.json"
-    with pytest.raises(RuntimeError):
-        measure(suites.load("attention"), CPU, out, budget_minutes=1)
-    assert "inputs" in json.loads(out.read_text())["suites"]["attention"]["now"]
-    assert _death(out, "attention", 1) == ("died with exit status 1 in attention {'size': 1}: inputs", None)
-    assert "inputs" in result.read(out).stopped("attention")
+def test_a_process_that_dies_before_its_first_row(tmp_path: Path) -> None:
+    said = command.note_death(tmp_path / "none.json", "attention", -11)
+    assert said == "the process was killed by SIGSEGV before its first row"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--suite", "attention,nothing"], "takes names of attention, contrastive, step"),
+        (["run", "--suite", "attention,nothing"], "expected names of attention, contrastive, step"),
         (["run", "--budget-minutes=0"], "--budget-minutes: must be positive, got 0"),
-        (["run", "--where", "length"], "--where: takes FIELD=VALUE, got length"),
+        (["run", "--where", "length"], "--where: expected FIELD=VALUE, got length"),
         (["run", f"--out={__file__}"], "exists, "),
     ],
 )
@@ -322,7 +308,7 @@ def test_bad_arguments_are_named(arguments: list[str], message: str, capsys: pyt
 
 def test_suites_are_added_to_a_result_of_the_same_machine_only(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "result.json"
-    content = {"format": 1, "machine": machine.facts(CPU) | {"date": "before"}, "suites": {"attention": {}}}
+    content = {"format": result.FORMAT, "machine": machine.facts(CPU) | {"date": "before"}, "suites": {"attention": {}}}
     result.write(out, content)
     arguments = ["run", "--device=cpu", f"--out={out}", "--suite"]
     assert main([*arguments, "attention,step"]) == 2
@@ -336,8 +322,8 @@ def test_suites_are_added_to_a_result_of_the_same_machine_only(tmp_path: Path, c
 
 
 def test_every_suite_loads_and_names_each_implementation_once() -> None:
-    for name in suites.NAMES:
-        suite = suites.load(name)
+    for name in SUITES:
+        suite = load_suite(name)
         names = [implementation.name for implementation in suite.implementations]
         assert suite.name == name and len(names) == len(set(names)) and names[0] == "ours"
         assert {"ours", "rival"} <= {implementation.role for implementation in suite.implementations}
@@ -357,7 +343,7 @@ def test_the_command_on_a_cpu(tmp_path: Path) -> None:
     assert [row.name for row in rows if row.measured] == ["ours", "eager"]
     report = [*command, "report", str(out), f"--out={tmp_path / 'REPORT.md'}"]
     assert subprocess.run(report, cwd=ROOT, capture_output=True, check=False).returncode == 0
-    assert "**GPU figures are missing**" in (tmp_path / "REPORT.md").read_text()
+    assert "**No GPU results.**" in (tmp_path / "REPORT.md").read_text()
 
 
 def test_peak_memory_of_a_cpu() -> None:

@@ -1,10 +1,8 @@
 """FlashAttention 2, 3 and 4 without a mask, as bounds, and 4 with the soft mask as its score_mod, as a rival.
 
-Written by the sources of flash-attn 2.8.3, of FlashAttention-3 beside them and of flash-attn-4 4.0.0b36.
-Not yet run on a GPU; version 4 was compiled for one (sm_90a).
+Written against the sources of flash-attn 2.8.3, of FlashAttention-3 in the same repository, and of flash-attn-4
+4.0.0b36. Not yet run on a GPU; version 4 was compiled for one (sm_90a).
 """
-
-from __future__ import annotations
 
 import operator
 from typing import Any
@@ -13,18 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmarks.attention.implementation import Attention, AttentionImplementation, Build
+from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Build, Case
 from benchmarks.attention.peers.flex import key_bias
-from benchmarks.attention.shape import ALPHA, Shape
 
 
-def _version_2(shape: Shape, device: torch.device) -> Attention:
+def _version_2(case: Case, device: torch.device) -> Attention:
     from flash_attn import flash_attn_func
 
     return lambda q, k, v: flash_attn_func(q, k, v)
 
 
-def _version_3(shape: Shape, device: torch.device) -> Attention:
+def _version_3(case: Case, device: torch.device) -> Attention:
     try:
         from flash_attn_3.flash_attn_interface import flash_attn_func
     except ImportError:  # before that package there was only the module
@@ -34,28 +31,28 @@ def _version_3(shape: Shape, device: torch.device) -> Attention:
 
 
 def _version_4(soft_mask: bool) -> Build:
-    def build(shape: Shape, device: torch.device) -> Attention:
+    def build(case: Case, device: torch.device) -> Attention:
         from flash_attn.cute import flash_attn_func
 
-        options = _score_mod(shape, device) if soft_mask else {}
-        # Its backward pass for Hopper cannot be compiled for head_dim 112: the tile of dQ would not fit the warps.
-        width = -shape.head_dim % 32
+        options = _score_mod(case, device) if soft_mask else {}
+        # Its backward pass for Hopper does not compile for head_dim 112: the tile of dQ does not fit the warps.
+        width = -case.head_dim % 32
 
         def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if width:
                 q, k, v = (pad(x, (0, width)) for x in (q, k, v))
-            out = flash_attn_func(q, k, v, softmax_scale=shape.head_dim**-0.5, **options)
-            return _output(out)[..., : shape.head_dim]
+            out = flash_attn_func(q, k, v, softmax_scale=case.head_dim**-0.5, **options)
+            return _output(out)[..., : case.head_dim]
 
         return attention
 
     return build
 
 
-def _score_mod(shape: Shape, device: torch.device) -> dict[str, Any]:
-    """log M from a table: computed, its logarithms would queue up with the exponentials of the softmax.
+def _score_mod(case: Case, device: torch.device) -> dict[str, Any]:
+    """log M from a table: logarithms would compete with the exponentials of the softmax.
 
-    Arguments are vectors, of one score where there is a table.
+    The arguments are vectors; with a table, of one score.
     """
     import cutlass
     import cutlass.cute as cute
@@ -72,7 +69,7 @@ def _score_mod(shape: Shape, device: torch.device) -> dict[str, Any]:
     def gradient(grad, score, batch, head, q_idx, kv_idx, seqlen_info, aux_tensors):  # type: ignore[no-untyped-def]
         return grad
 
-    table = key_bias(shape.length, ALPHA, device)
+    table = key_bias(case.length, ALPHA, device)
     return {"score_mod": soft_mask, "score_mod_bwd": gradient, "aux_tensors": [table]}
 
 
@@ -84,18 +81,11 @@ def _output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
 IMPLEMENTATIONS = (
     *(
         AttentionImplementation(
-            name=f"flash_attention_{version}_unmasked",
-            role="bound",
-            about=f"FlashAttention-{version}, no mask",
-            build=build,
-            alpha=1.0,
+            f"flash_attention_{version}_unmasked", "bound", f"FlashAttention-{version}, no mask", build, alpha=1.0
         )
         for version, build in ((2, _version_2), (3, _version_3), (4, _version_4(soft_mask=False)))
     ),
     AttentionImplementation(
-        name="flash_attention_4",
-        role="rival",
-        about="FlashAttention-4, the soft mask as score_mod",
-        build=_version_4(soft_mask=True),
+        "flash_attention_4", "rival", "FlashAttention-4, the soft mask as score_mod", _version_4(soft_mask=True)
     ),
 )

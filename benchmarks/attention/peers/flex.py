@@ -1,10 +1,8 @@
 """FlexAttention under torch.compile, with the soft mask as its score_mod: nothing L x L in memory.
 
-log M comes from a table of L numbers. Computing it would cost as little (Triton takes either once a key of a tile, not
-once a score), but alpha would become a constant of the kernel: every step that raises it would compile again.
+log M comes from a table of L elements. Computing it would cost as little (Triton does either once for each key of a
+tile, not for each score), but alpha would be a constant of the kernel: each step that raises it would compile again.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.attention.implementation import Attention, AttentionImplementation
-from benchmarks.attention.shape import ALPHA, Shape
-from benchmarks.peer import NotRun
+from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Case
+from benchmarks.suite import NotRun
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -33,11 +30,11 @@ def score_mod(bias: Tensor) -> ScoreMod:
     return soft_mask
 
 
-def uncompiled(shape: Shape, device: torch.device) -> Attention:
+def uncompiled(case: Case, device: torch.device) -> Attention:
     """Computes and keeps all scores."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    soft_mask, options = score_mod(key_bias(shape.length, ALPHA, device)), _kernel_options(shape.head_dim)
+    soft_mask, options = score_mod(key_bias(case.length, ALPHA, device)), _kernel_options(case.head_dim)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -48,23 +45,18 @@ def uncompiled(shape: Shape, device: torch.device) -> Attention:
 
 
 def _kernel_options(head_dim: int) -> Any:
-    options: dict[str, Any] = {"ROWS_GUARANTEED_SAFE": True}  # none is wholly masked
-    if head_dim == 112:  # for which torch has no tiles of its choice; those for 128, which 112 is rounded to
+    options: dict[str, Any] = {"ROWS_GUARANTEED_SAFE": True}  # no row is fully masked
+    if head_dim == 112:  # torch has no default tiles for it; these are for 128, which 112 is rounded to
         options |= {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64, "fwd_num_stages": 3, "fwd_num_warps": 8}
     return options
 
 
-def _compiled(shape: Shape, device: torch.device) -> Attention:
+def _compiled(case: Case, device: torch.device) -> Attention:
     if device.type == "cpu":
         raise NotRun("FlexAttention has no backward pass on a CPU")
-    return torch.compile(uncompiled(shape, device), dynamic=False)
+    return torch.compile(uncompiled(case, device), dynamic=False)
 
 
 IMPLEMENTATIONS = (
-    AttentionImplementation(
-        name="flex",
-        role="rival",
-        about="torch's FlexAttention, compiled, the soft mask as score_mod",
-        build=_compiled,
-    ),
+    AttentionImplementation("flex", "rival", "torch's FlexAttention, compiled, the soft mask as score_mod", _compiled),
 )

@@ -1,37 +1,34 @@
-"""conan_fast.soft_mask_attention, with the backend that "auto" takes, named: nothing falls back unseen."""
+"""conan_fast.soft_mask_attention. The backend that "auto" chooses is named, so that a fallback is an error."""
 
-from __future__ import annotations
+from itertools import accumulate
 
 import torch
 
-from benchmarks.attention.implementation import Attention, AttentionImplementation, Build
-from benchmarks.attention.shape import ALPHA, Shape
-from conan_fast import build_info, soft_mask_attention
+from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Build, Case, our_backend
+from conan_fast import soft_mask_attention, soft_mask_attention_varlen
 
 TOLERANCE = 0.005
 
 
-def backend(device: torch.device) -> str:
-    return "cuda" if device.type == "cuda" and "cuda" in build_info()["available_backends"] else "torch"
-
-
 def _build(deterministic: bool) -> Build:
-    def build(_: Shape, device: torch.device) -> Attention:
-        chosen = backend(device)
-        return lambda q, k, v: soft_mask_attention(q, k, v, ALPHA, deterministic=deterministic, backend=chosen)
+    def build(case: Case, device: torch.device) -> Attention:
+        backend = our_backend(device)
+        if case.layout == "equal":
+            return lambda q, k, v: soft_mask_attention(q, k, v, ALPHA, deterministic=deterministic, backend=backend)
+        ends = torch.tensor([0, *accumulate(case.lengths)], dtype=torch.int32, device=device)
+        return lambda q, k, v: soft_mask_attention_varlen(
+            q, k, v, ends, case.length, ALPHA, deterministic=deterministic, backend=backend
+        )
 
     return build
 
 
-IMPLEMENTATIONS = (
+IMPLEMENTATIONS = tuple(
     AttentionImplementation(
-        name="ours", role="ours", about="conan_fast.soft_mask_attention", build=_build(False), tolerance=TOLERANCE
-    ),
-    AttentionImplementation(
-        name="ours_deterministic",
-        role="ours",
-        about="the same with deterministic=True: bit-equal gradients",
-        build=_build(True),
-        tolerance=TOLERANCE,
-    ),
+        name, "ours", about, _build(deterministic), tolerance=TOLERANCE, layouts=("equal", "packed")
+    )
+    for name, about, deterministic in (
+        ("ours", "conan_fast.soft_mask_attention", False),
+        ("ours_deterministic", "the same with deterministic=True: bit-equal gradients", True),
+    )
 )

@@ -1,19 +1,17 @@
 """torch's scaled_dot_product_attention: each kernel without a mask, as a bound, and with the dense one, as a rival.
 
-With the mask k and v are expanded: not all kernels take shared heads then.
+With the mask k and v are expanded: not all kernels support shared heads then.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.attention.implementation import Attention, AttentionImplementation, Build, expanded
+from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Build, Case, expanded
 from benchmarks.attention.peers.eager import dense_bias
-from benchmarks.attention.shape import ALPHA, Shape
-from benchmarks.peer import NotRun
+from benchmarks.suite import NotRun
+from conan_fast import soft_mask
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -23,17 +21,17 @@ KERNELS = {
 
 
 def _build(kernel: SDPBackend, dense_mask: bool) -> Build:
-    def build(shape: Shape, device: torch.device) -> Attention:
+    def build(case: Case, device: torch.device) -> Attention:
         if device.type == "cpu" and kernel is not SDPBackend.FLASH_ATTENTION:
             raise NotRun("has a CUDA kernel only")
         if device.type == "cuda" and kernel is SDPBackend.FLASH_ATTENTION and dense_mask:
-            raise NotRun("takes no mask")
-        bias = dense_bias(shape, device) if dense_mask else None
-        # The memory-efficient kernel never shares heads; torch's CPU kernel is named "flash" and takes a mask.
+            raise NotRun("does not support a mask")
+        bias = dense_bias(case, device) if dense_mask else None
+        # The memory-efficient kernel never shares heads; torch's CPU kernel is named "flash" and supports a mask.
         expand = dense_mask or kernel is SDPBackend.EFFICIENT_ATTENTION
 
         def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            k, v = (expanded(x, shape.heads) if expand else x.transpose(1, 2) for x in (k, v))
+            k, v = (expanded(x, case.heads) if expand else x.transpose(1, 2) for x in (k, v))
             with sdpa_kernel(kernel):
                 out = scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=bias, enable_gqa=not expand)
             return out.transpose(1, 2)
@@ -43,26 +41,45 @@ def _build(kernel: SDPBackend, dense_mask: bool) -> Build:
     return build
 
 
+def _padded(case: Case, device: torch.device) -> Attention:
+    """Of a packed batch. Padding, removing it and making the mask are part of the measured work."""
+    lengths = torch.tensor(case.lengths, device=device)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens = torch.arange(case.length, device=device) < lengths[:, None]
+        mask = torch.zeros(case.batch, 1, case.length, case.length, device=device)
+        for row, length in enumerate(case.lengths):
+            mask[row, 0, :length, :length] = soft_mask(length, ALPHA, device=device)
+            mask[row, 0, length:, 0] = 1  # a row without any key would be NaN
+
+        def pad(x: Tensor) -> Tensor:
+            return x.new_zeros(*tokens.shape, *x.shape[1:]).index_put((tokens,), x).transpose(1, 2)
+
+        bias = mask.log().to(q.dtype)
+        out = scaled_dot_product_attention(pad(q), pad(k), pad(v), attn_mask=bias, enable_gqa=True)
+        return out.transpose(1, 2)[tokens]
+
+    return attention
+
+
 IMPLEMENTATIONS = (
     *(
         AttentionImplementation(
-            name=f"sdpa_{name}_unmasked",
-            role="bound",
-            about=f"torch's SDPA, {name} kernel, no mask",
-            build=_build(kernel, False),
-            alpha=1.0,
+            f"sdpa_{name}_unmasked", "bound", f"torch's SDPA, {name} kernel, no mask", _build(kernel, False), alpha=1.0
         )
         for name, kernel in KERNELS.items()
     ),
     *(
         AttentionImplementation(
-            name=f"sdpa_{name}_dense_mask",
-            role="rival",
-            about=f"torch's SDPA, {name} kernel, with the soft mask as an L x L bias",
-            build=_build(kernel, True),
-            alpha=ALPHA,
+            f"sdpa_{name}_dense_mask",
+            "rival",
+            f"torch's SDPA, {name} kernel, with the soft mask as an L x L bias",
+            _build(kernel, True),
             dense_mask=True,
         )
         for name, kernel in KERNELS.items()
+    ),
+    AttentionImplementation(
+        "sdpa_padded", "rival", "torch's SDPA on a padded copy of a packed batch", _padded, layouts=("packed",)
     ),
 )

@@ -1,13 +1,11 @@
-"""Liger-Kernel's fused linear cross-entropy, and its newer one with a temperature; by the sources of 0.8.5.
+"""Liger-Kernel's fused linear cross-entropy, and its newer one with a temperature; written against 0.8.5.
 
-The first goes by rows, as many scores at a time as the queries have numbers, with products by cuBLAS and the softmax
-in Triton, and computes the gradients with the loss. The candidates' are added up in the dtype of the inputs, once for
-each part: as it comes that is 512 times at N = 16,384, M = 131,072 and d = 256, and in bfloat16 the negatives' are off
-by 9 %, emulated in torch with these inputs. The second computes the scores again for the gradients. Not yet run on a
-GPU.
+The first goes by chunks of rows, with as many scores in a chunk as the queries have elements, GEMMs by cuBLAS and the
+softmax in Triton, and computes the gradients with the loss. The candidates' gradients are summed in the dtype of the
+inputs, once for each chunk: by default 512 times at N = 16,384, M = 131,072 and d = 256, and in bfloat16 the negatives'
+are off by 9 %, emulated in torch with these inputs. The second computes the scores again for the gradients. Not yet run
+on a GPU.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contrastive.implementation import TEMPERATURE, Build, ContrastiveImplementation, Inputs, Work
+from benchmarks.contrastive.cases import TEMPERATURE, Build, ContrastiveImplementation, GradientStep, Inputs
 from benchmarks.contrastive.peers.once_per_dim import needs_a_gpu, once_per_dim
 
-SCORES = 2**28  # bytes; what our own workspace takes by default
+SCORES = 2**28  # bytes; the default size of our own workspace
 
 
 def _fused_linear(*, tuned: bool) -> Build:
-    def build(inputs: Inputs, dims: Sequence[int]) -> Work:
+    def build(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
         needs_a_gpu(inputs)
@@ -38,7 +36,7 @@ def _fused_linear(*, tuned: bool) -> Build:
     return build
 
 
-def _fused_linear_scaled(inputs: Inputs, dims: Sequence[int]) -> Work:
+def _fused_linear_scaled(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
     from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction
 
     def cross_entropy(queries: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
@@ -47,26 +45,17 @@ def _fused_linear_scaled(inputs: Inputs, dims: Sequence[int]) -> Work:
     return once_per_dim(inputs, dims, cross_entropy)
 
 
-IMPLEMENTATIONS = (
-    ContrastiveImplementation(
-        name="liger",
-        role="rival",
-        about="Liger-Kernel's fused linear cross-entropy for each dim, as it comes",
-        build=_fused_linear(tuned=False),
-        prefixes=1,
-    ),
-    ContrastiveImplementation(
-        name="liger_tuned",
-        role="rival",
-        about="the same with 256 MiB of scores at a time and float32 sums",
-        build=_fused_linear(tuned=True),
-        prefixes=2,
-    ),
-    ContrastiveImplementation(
-        name="liger_scaled",
-        role="rival",
-        about="Liger-Kernel's fused linear scaled cross-entropy for each dim: CuTe kernels on Hopper, torch elsewhere",
-        build=_fused_linear_scaled,
-        prefixes=1,
-    ),
+SCALED = "Liger-Kernel's fused linear scaled cross-entropy for each dim: CuTe kernels on Hopper, torch elsewhere"
+IMPLEMENTATIONS = tuple(
+    ContrastiveImplementation(name, "rival", about, build, prefixes=prefixes)
+    for name, about, build, prefixes in (
+        (
+            "liger",
+            "Liger-Kernel's fused linear cross-entropy for each dim, default options",
+            _fused_linear(tuned=False),
+            1,
+        ),
+        ("liger_tuned", "the same with 256 MiB of scores at a time and float32 sums", _fused_linear(tuned=True), 2),
+        ("liger_scaled", SCALED, _fused_linear_scaled, 1),
+    )
 )

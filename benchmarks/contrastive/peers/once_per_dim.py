@@ -1,6 +1,4 @@
-"""InfoNCE as its users write it around a library's cross-entropy: normalised prefixes, one call for each dim."""
-
-from __future__ import annotations
+"""InfoNCE around a library's cross-entropy: normalised prefixes, one call for each dim."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.contrastive.implementation import Inputs, Loss, Work, all_candidates, with_autograd
-from benchmarks.peer import NotRun
+from benchmarks.contrastive.cases import GradientStep, Inputs, Loss, all_candidates, with_autograd
+from benchmarks.suite import NotRun
 
-CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]  # of queries [N, d], candidates [M, d] and labels [N]; a mean
+CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries [N, d], candidates [M, d], labels [N] -> mean
 
 
 def loss_once_per_dim(dims: Sequence[int], cross_entropy: CrossEntropy) -> Loss:
@@ -23,7 +21,7 @@ def loss_once_per_dim(dims: Sequence[int], cross_entropy: CrossEntropy) -> Loss:
     return loss
 
 
-def once_per_dim(inputs: Inputs, dims: Sequence[int], cross_entropy: CrossEntropy) -> Work:
+def once_per_dim(inputs: Inputs, dims: Sequence[int], cross_entropy: CrossEntropy) -> GradientStep:
     return with_autograd(inputs, loss_once_per_dim(dims, cross_entropy))
 
 

@@ -1,13 +1,10 @@
 """sentence-transformers' (Cached)MultipleNegativesRankingLoss inside its MatryoshkaLoss.
 
-Its losses embed texts themselves. They run here as they are, public classes and all, on a SentenceTransformer whose
-only module looks the embeddings up: leaves of the graph, one per column of the batch (for the cached loss one per
-column and mini-batch, as its steps make them), so that no time goes into slicing or into gradients of slices. The
-cached loss also chunks the scores by its mini-batch; 1,024 in place of its default 32, which is meant for a real
-model's memory. Embeddings are in the dtype of the run, as a model loaded in it would give them.
+Its losses embed texts themselves. They run here unchanged on a SentenceTransformer whose only module looks the
+embeddings up: leaves of the graph, one per column of the batch (for the cached loss one per column and mini-batch), so
+that no time is spent on slices and their gradients. The cached loss also chunks the scores by its mini-batch: 1,024 in
+place of its default 32, which is meant for a real model's memory. Embeddings have the dtype of the run.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contrastive.implementation import TEMPERATURE, Build, ContrastiveImplementation, Inputs, Work
+from benchmarks.contrastive.cases import TEMPERATURE, Build, ContrastiveImplementation, GradientStep, Inputs
 
 MINI_BATCH = 1024
 
 
 class _Given(nn.Module):
-    """The module that looks embeddings up: "place" holds the numbers of the texts, all columns counted through."""
+    """The module that looks embeddings up: "place" holds the indices of the texts, counted across all columns."""
 
     def __init__(self, columns: Sequence[Tensor], part: int) -> None:
         super().__init__()
@@ -43,7 +40,7 @@ class _Given(nn.Module):
 def _build(name: str, part: int | None, **options: Any) -> Build:
     """MatryoshkaLoss around its loss `name`, whose mini-batches have `part` rows (None: all)."""
 
-    def build(inputs: Inputs, dims: Sequence[int]) -> Work:
+    def build(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import losses
 
@@ -64,26 +61,26 @@ def _build(name: str, part: int | None, **options: Any) -> Build:
             grads = [torch.cat([leaf.grad for leaf in leaves]) for leaves in given.parts]
             return [*grads[:2], *([torch.stack(grads[2:], 1)] if negatives else [])]
 
-        return Work(step, gradients)
+        return GradientStep(step, gradients)
 
     return build
 
 
 IMPLEMENTATIONS = (
     ContrastiveImplementation(
-        name="st_mnrl",
-        role="rival",
-        about="sentence-transformers' MultipleNegativesRankingLoss in MatryoshkaLoss",
-        build=_build("MultipleNegativesRankingLoss", None),
+        "st_mnrl",
+        "rival",
+        "sentence-transformers' MultipleNegativesRankingLoss in MatryoshkaLoss",
+        _build("MultipleNegativesRankingLoss", None),
         squares=3,
         squares_per_dim=1,
         prefixes=1,
     ),
     ContrastiveImplementation(
-        name="st_cached_mnrl",
-        role="rival",
-        about="sentence-transformers' CachedMultipleNegativesRankingLoss in MatryoshkaLoss",
-        build=_build("CachedMultipleNegativesRankingLoss", MINI_BATCH, mini_batch_size=MINI_BATCH),
+        "st_cached_mnrl",
+        "rival",
+        "sentence-transformers' CachedMultipleNegativesRankingLoss in MatryoshkaLoss",
+        _build("CachedMultipleNegativesRankingLoss", MINI_BATCH, mini_batch_size=MINI_BATCH),
         prefixes=1,
     ),
 )

@@ -1,18 +1,16 @@
 """torch's chunked linear cross-entropy (2.13 and newer): the scores of some rows at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.contrastive.implementation import TEMPERATURE, ContrastiveImplementation, Inputs, Work
+from benchmarks.contrastive.cases import TEMPERATURE, ContrastiveImplementation, GradientStep, Inputs
 from benchmarks.contrastive.peers.once_per_dim import once_per_dim
-from benchmarks.peer import NotRun
+from benchmarks.suite import NotRun
 
 
-def _chunked(inputs: Inputs, dims: Sequence[int]) -> Work:
+def _chunked(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
     if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         raise NotRun(f"torch {torch.__version__} does not have it")
     linear_cross_entropy, options = torch.nn.functional.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions()
@@ -23,13 +21,5 @@ def _chunked(inputs: Inputs, dims: Sequence[int]) -> Work:
     return once_per_dim(inputs, dims, cross_entropy)
 
 
-IMPLEMENTATIONS = (
-    ContrastiveImplementation(
-        name="torch_chunked",
-        role="rival",
-        about="torch's linear_cross_entropy for each dim, in chunks of its choice",
-        build=_chunked,
-        squares=1,
-        prefixes=2,
-    ),
-)
+ABOUT = "torch's linear_cross_entropy for each dim, in chunks of its choice"
+IMPLEMENTATIONS = (ContrastiveImplementation("torch_chunked", "rival", ABOUT, _chunked, squares=1, prefixes=2),)

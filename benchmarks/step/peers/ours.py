@@ -1,8 +1,6 @@
-"""The training program's own stages and loop: packed texts, the soft mask's kernels, the one-pass loss."""
+"""The training program's own stages and loop: packed texts, soft-masked attention, the one-pass loss."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -10,12 +8,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from torch.profiler import record_function
 
-from benchmarks.step.implementation import LossOf, Running, StepImplementation, of_micro_batch
+from benchmarks.step.implementation import Running, StepImplementation, of_micro_batch
 from benchmarks.step.task import STEP, Task
-from train.embedding_loss import EmbedSettings, backward_through_embeddings
-from train.loop import Stage, StageContext, make_optimizer, train_step
+from conan_fast import info_nce
+from train.loop import Stage, make_optimizer, train_step
 from train.pairs import PairTable
 from train.recipe import WeakRecipe
 from train.stages import supervised, weak
@@ -23,11 +21,11 @@ from train.stages import supervised, weak
 
 def stage_of(task: Task) -> Stage[Any]:
     """Its batch is all pairs of the task."""
-    table, recipe = PairTable.of(task.texts.rows), task.stage_recipe()
-    context = StageContext(task.texts.tokenizer, 0, task.device, task.precision)
+    table, recipe, tokenizer = PairTable.of(task.texts.rows), task.stage_recipe(), task.texts.tokenizer
+    options: dict[str, Any] = {"seed": 0, "device": task.device, "precision": task.precision}
     if isinstance(recipe, WeakRecipe):
-        return weak.Weak(recipe, [table], context)
-    return supervised.Supervised(recipe, [(table, np.stack(table.negatives))], context)
+        return weak.Weak(recipe, [table], tokenizer, **options)
+    return supervised.Supervised(recipe, [(table, np.stack(table.negatives))], tokenizer, **options)
 
 
 class Ours(Running):
@@ -46,23 +44,11 @@ class Ours(Running):
         self.optimizer.zero_grad(set_to_none=True)  # the next step would; until then others have the memory
 
     @contextmanager
-    def loss_through(self, wrap: Callable[[LossOf], LossOf]) -> Iterator[None]:
-        def wrapped(
-            model: LlamaForCausalLM, sequences: Sequence[Sequence[int]], settings: EmbedSettings, loss_of: LossOf
-        ) -> Tensor:
-            return backward_through_embeddings(model, sequences, settings, wrap(loss_of))
-
-        name = backward_through_embeddings.__name__
-        with patch.object(weak, name, wrapped), patch.object(supervised, name, wrapped):
+    def marked_loss(self) -> Iterator[None]:
+        loss = record_function("loss")(info_nce)
+        with patch.object(weak, "info_nce", loss), patch.object(supervised, "info_nce", loss):
             yield
 
 
-IMPLEMENTATIONS = (
-    StepImplementation(
-        name="ours",
-        role="ours",
-        about="train.loop.train_step: packed, soft-masked attention, one-pass loss",
-        build=Ours,
-        tokens_at_once=lambda shape: of_micro_batch(shape, shape.tokens),
-    ),
-)
+ABOUT = "train.loop.train_step: packed, soft-masked attention, one-pass loss"
+IMPLEMENTATIONS = (StepImplementation("ours", "ours", ABOUT, Ours, lambda case: of_micro_batch(case, case.tokens)),)

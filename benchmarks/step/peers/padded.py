@@ -1,23 +1,21 @@
 """The same step by transformers and plain torch: padded batches, SDPA with a dense mask, the loss dim by dim.
 
-No text comes twice in a step, so the loss need not look for candidates that are right answers.
+All texts of a step differ, so the loss need not look for candidates that are right answers.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+from torch.profiler import record_function
 from transformers import LlamaForCausalLM
 
-from benchmarks.step.implementation import LossOf, Running, StepImplementation, of_micro_batch
-from benchmarks.step.shape import Shape, lengths
-from benchmarks.step.task import STEP, Task
+from benchmarks.step.implementation import Running, StepImplementation, of_micro_batch
+from benchmarks.step.task import STEP, Case, Task, lengths
 from train.loop import Stage, autocast, make_optimizer, train_step
 from train.metrics import Values
 
@@ -38,37 +36,36 @@ def micro_batches(sizes: Sequence[int], bound: int | None) -> list[slice]:
 def soft_mask_bias(sizes: Tensor, length: int, alpha: float, dtype: torch.dtype) -> Tensor:
     """log M of each row's own length, -inf for keys of padding: sizes [B] -> [B, 1, L, L].
 
-    Rows begin at multiples of 16 numbers, else SDPA's kernels would have it copied in each layer.
+    Rows begin at multiples of 16 elements; otherwise SDPA's kernels would copy it in each layer.
     """
     query = torch.arange(length, device=sizes.device)[:, None]
     key = torch.arange(-(-length // 16) * 16, device=sizes.device)
-    faded = (alpha * sizes[:, None] / (key + 1)).clamp(max=1).log()
-    bias = torch.where(key <= query, 0, faded[:, None]).masked_fill(key >= sizes[:, None, None], -torch.inf)
+    log_m = (alpha * sizes[:, None] / (key + 1)).clamp(max=1).log()  # above the diagonal
+    bias = torch.where(key <= query, 0, log_m[:, None]).masked_fill(key >= sizes[:, None, None], -torch.inf)
     return bias.to(dtype)[:, None, :, :length]
 
 
 class Padded(Stage[Any]):
-    """bound: tokens of a micro-batch, padding too; None for one micro-batch. by_length: sort the texts of a step."""
+    """bound: tokens of a micro-batch, padding included; None for one micro-batch. by_length: sort the texts first."""
 
     name = "padded"
 
     def __init__(self, task: Task, bound: int | None, by_length: bool) -> None:
         self.recipe, self.task = task.stage_recipe(), task
         self.alpha, self.bound, self.by_length = task.alpha, bound, by_length
-        self.wrap: Callable[[LossOf], LossOf] = lambda loss_of: loss_of
         self._rng = np.random.default_rng(0)
 
     def backward(self, model: LlamaForCausalLM, step: int) -> tuple[Values, int]:
         sequences = self.task.texts.sequences(self._rng.permutation(len(self.task.texts.rows)))
-        sizes, loss_of = [len(sequence) for sequence in sequences], self.wrap(self._loss)
+        sizes, loss_of = [len(sequence) for sequence in sequences], self._loss
         if self.by_length and len(micro_batches(sizes, self.bound)) > 1:
             order = np.argsort(sizes, kind="stable")
             sequences = [sequences[i] for i in order]
-            place, inner = torch.from_numpy(order.argsort()).to(self.task.device), loss_of
-            loss_of = lambda embeddings: inner(embeddings[place])  # noqa: E731
+            place = torch.from_numpy(order.argsort()).to(self.task.device)
+            loss_of = lambda embeddings: self._loss(embeddings[place])  # noqa: E731
         return {"loss": self._backward(model, sequences, loss_of)}, sum(sizes)
 
-    def _backward(self, model: LlamaForCausalLM, sequences: Sequences, loss_of: LossOf) -> Tensor:
+    def _backward(self, model: LlamaForCausalLM, sequences: Sequences, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
         """With gradient caching where there are several micro-batches, as in train.embedding_loss."""
         parts = [sequences[part] for part in micro_batches([len(s) for s in sequences], self.bound)]
         if len(parts) == 1:
@@ -91,14 +88,12 @@ class Padded(Stage[Any]):
         padded[np.arange(padded.shape[1]) < sizes_host[:, None]] = np.concatenate(sequences)
         ids, sizes = (torch.from_numpy(x).to(self.task.device) for x in (padded, sizes_host))
         real = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
-        mask = real
-        if self.alpha != 1:
-            dtype = torch.bfloat16 if self.task.bfloat16 else torch.float32
-            mask = soft_mask_bias(sizes, ids.shape[1], self.alpha, dtype)
+        mask = real if self.alpha == 1 else soft_mask_bias(sizes, ids.shape[1], self.alpha, self.task.dtype)
         with autocast(self.task.device, self.task.precision):
             hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
         return (hidden.float() * real[..., None]).sum(1) / sizes[:, None]
 
+    @record_function("loss")
     def _loss(self, embeddings: Tensor) -> Tensor:
         pairs, temperature = len(self.task.texts.rows), self.recipe.temperature
         queries, candidates = embeddings[:pairs], embeddings[pairs:]
@@ -121,7 +116,7 @@ class Transformers(Running):
         self.model = task.model()
         self.llama = self.model.model
         self.llama.config._attn_implementation = "sdpa"
-        self.llama.config.is_causal = False  # what a 2-D mask of padding then means
+        self.llama.config.is_causal = False  # so that a 2-D mask means padding only
         self.stage = self._stage(task)
         self.optimizer = make_optimizer(self.model, self.stage.recipe)
 
@@ -129,64 +124,53 @@ class Transformers(Running):
         return Padded(task, None if self.one_pass else task.micro_batch_tokens, self.by_length)
 
     def backward(self, task: Task) -> Tensor:
-        stage = self._stage(task)
-        stage.wrap = self.stage.wrap
-        values, _ = stage.backward(self.model, STEP)
+        values, _ = self._stage(task).backward(self.model, STEP)
         return torch.as_tensor(values["loss"])
 
     def step(self) -> None:
         train_step(self.stage, self.model, self.optimizer, STEP)
         self.optimizer.zero_grad(set_to_none=True)
 
-    @contextmanager
-    def loss_through(self, wrap: Callable[[LossOf], LossOf]) -> Iterator[None]:
-        before, self.stage.wrap = self.stage.wrap, wrap
-        try:
-            yield
-        finally:
-            self.stage.wrap = before
 
-
-def padded_tokens(shape: Shape) -> int:
+def padded_tokens(case: Case) -> int:
     """Of the whole batch, padded to its longest text."""
-    return shape.texts * int(lengths(shape).max())
+    return case.texts * int(lengths(case).max())
 
 
-def micro_batch_tokens(shape: Shape) -> int:
-    return of_micro_batch(shape, padded_tokens(shape))
+def micro_batch_tokens(case: Case) -> int:
+    return of_micro_batch(case, padded_tokens(case))
 
 
-def _same(shape: Shape) -> str | None:
-    if padded_tokens(shape) <= shape.micro_batch_tokens:
+def scores_of_eager_loss(dims: int) -> int:
+    return 3 + 2 * dims
+
+
+def _same(case: Case) -> str | None:
+    if padded_tokens(case) <= case.micro_batch_tokens:
         return "the padded batch fits into one micro-batch: the same as transformers_sdpa"
     return None
 
 
+_implementation = partial(StepImplementation, role="rival", squares_of_loss=scores_of_eager_loss)
 IMPLEMENTATIONS = (
-    StepImplementation(
-        name="transformers_sdpa",
-        role="rival",
+    _implementation(
+        "transformers_sdpa",
         about="padded micro-batches, SDPA with the dense mask, eager loss",
         build=Transformers,
         tokens_at_once=micro_batch_tokens,
-        squares=lambda dims: 3 + 2 * dims,
     ),
-    StepImplementation(
-        name="transformers_sdpa_sorted",
-        role="rival",
+    _implementation(
+        "transformers_sdpa_sorted",
         about="the same, the texts of a step sorted by length: less padding",
         build=lambda task: Transformers(task, by_length=True),
         tokens_at_once=micro_batch_tokens,
-        squares=lambda dims: 3 + 2 * dims,
         why_not=_same,
     ),
-    StepImplementation(
-        name="transformers_sdpa_one_pass",
-        role="rival",
+    _implementation(
+        "transformers_sdpa_one_pass",
         about="the same, the whole batch at once, without gradient caching: more memory",
         build=lambda task: Transformers(task, one_pass=True),
         tokens_at_once=padded_tokens,
-        squares=lambda dims: 3 + 2 * dims,
         why_not=_same,
     ),
 )

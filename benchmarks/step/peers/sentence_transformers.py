@@ -1,14 +1,13 @@
 """sentence-transformers' own trainer on the same weights, one optimiser step at a time.
 
 It has no soft mask: in the weak stage its attention is bidirectional, and it is a bound. Its trainer collates,
-tokenises, embeds, clips and steps as it does for everybody; only logging, saving and reporting are off, and a step is
-handed out from one `on_step_end` to the next. Batches of more than a micro-batch, padded, go through its gradient
-caching (CachedMultipleNegativesRankingLoss), smaller ones do not.
+tokenises, embeds, clips and steps as usual; only logging, saving and reporting are off. A step lasts from one
+`on_step_end` to the next. Batches of more than a micro-batch, padded, use its gradient caching
+(CachedMultipleNegativesRankingLoss), smaller ones do not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -18,11 +17,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
-from benchmarks.peer import NotRun
 from benchmarks.step.implementation import Running, StepImplementation
-from benchmarks.step.peers.padded import micro_batch_tokens
+from benchmarks.step.peers.padded import micro_batch_tokens, scores_of_eager_loss
 from benchmarks.step.stepwise import Pause, Stepwise
 from benchmarks.step.task import Task
+from benchmarks.suite import NotRun
 from train.loop import autocast, make_optimizer
 from train.tokenizer import END_ID, END_OF_TEXT
 
@@ -31,7 +30,7 @@ MAX_STEPS = 10_000
 
 class SentenceTransformers(Running):
     def __init__(self, task: Task) -> None:
-        import accelerate  # noqa: F401  without it the trainer raises something else
+        import accelerate  # noqa: F401  without it the trainer raises another error
         import datasets  # noqa: F401
         from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
         from sentence_transformers.sentence_transformer.modules import Pooling
@@ -45,7 +44,7 @@ class SentenceTransformers(Running):
         transformer = _transformer(self.llama, task, self.folder.name)
         pooling = Pooling(self.llama.config.hidden_size, "mean")
         card = SentenceTransformerModelCardData()
-        card.widget = [{"text": "none"}]  # it would draw examples of the data for a model card, with a progress bar
+        card.widget = [{"text": "none"}]  # else it takes examples of the data for a model card, with a progress bar
         self.model = SentenceTransformer(modules=[transformer, pooling], device=str(task.device), model_card_data=card)
         module: Any = self.model
         self.optimizer = make_optimizer(module, task.stage_recipe())
@@ -53,11 +52,9 @@ class SentenceTransformers(Running):
 
     def backward(self, task: Task) -> Tensor:
         columns = [self.model.preprocess(column) for column in task.texts.columns().values()]
-        features = [
-            {name: x.to(task.device) if isinstance(x, Tensor) else x for name, x in column.items()}
-            for column in columns
-        ]
-        with autocast(task.device, task.precision):  # the trainer's, too, goes on to the second pass of a cached loss
+        move = lambda x: x.to(task.device) if isinstance(x, Tensor) else x  # noqa: E731
+        features = [{name: move(x) for name, x in column.items()} for column in columns]
+        with autocast(task.device, task.precision):  # the trainer's also covers the second pass of a cached loss
             loss = _loss(self.model, task)(features, None)
             loss.backward()
         return loss.detach()
@@ -84,14 +81,9 @@ def _transformer(llama: LlamaModel, task: Task, folder: str) -> Any:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tiny: dict[str, Any] = {
-            "hidden_size": 8,
-            "intermediate_size": 8,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 1,
-            "is_causal": False,
-        }
-        config = LlamaConfig(**tiny, vocab_size=8, max_position_embeddings=task.texts.max_length)
+        tiny: dict[str, Any] = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 8)
+        tiny |= {"num_hidden_layers": 1, "num_attention_heads": 1, "is_causal": False}
+        config = LlamaConfig(**tiny, max_position_embeddings=task.texts.max_length)
         LlamaModel(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         transformer = Transformer(folder)
@@ -116,7 +108,7 @@ def _loss(model: Any, task: Task) -> torch.nn.Module:
     return losses.MatryoshkaLoss(model, loss, recipe.dims) if recipe.dims else loss
 
 
-class _EachBatchAll(torch.utils.data.BatchSampler):
+class _AllRows(torch.utils.data.BatchSampler):
     """All rows in a new order, again and again."""
 
     def __init__(self, rows: int) -> None:
@@ -136,24 +128,24 @@ def _trainer(model: Any, optimizer: torch.optim.Optimizer, task: Task, folder: s
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
     rows = len(task.texts.rows)
-    sampler: Any = lambda *_, **__: _EachBatchAll(rows)  # noqa: E731
+    sampler: Any = lambda *_, **__: _AllRows(rows)  # noqa: E731
     arguments = SentenceTransformerTrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=rows,
         max_steps=MAX_STEPS,
         batch_sampler=sampler,
-        bf16=task.bfloat16,
+        bf16=task.dtype == torch.bfloat16,
         use_cpu=task.device.type == "cpu",
         dataloader_pin_memory=task.device.type == "cuda",
         max_grad_norm=task.stage_recipe().max_grad_norm,
         logging_strategy="no",
-        logging_nan_inf_filter=False,  # looks at the loss, which a GPU would be waited for
+        logging_nan_inf_filter=False,  # would wait for the GPU to look at the loss
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
     if arguments.n_gpu > 1:
-        raise NotRun("would spread over all GPUs; show it one, by CUDA_VISIBLE_DEVICES")
+        raise NotRun("would use all GPUs; set CUDA_VISIBLE_DEVICES to one of them")
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,
@@ -170,27 +162,27 @@ def _train(trainer: Any, pause: Pause) -> None:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             pause()
 
-    trainer.add_callback(HandOver())  # after those that the trainer has of its own
+    trainer.add_callback(HandOver())  # after the trainer's own
     trainer.train()
 
 
+_implementation = partial(
+    StepImplementation,
+    build=SentenceTransformers,
+    tokens_at_once=micro_batch_tokens,
+    squares_of_loss=scores_of_eager_loss,
+)
 IMPLEMENTATIONS = (
-    StepImplementation(
-        name="sentence_transformers",
-        role="rival",
-        about="its trainer, (Cached)MultipleNegativesRankingLoss in MatryoshkaLoss, SDPA",
-        build=SentenceTransformers,
-        tokens_at_once=micro_batch_tokens,
-        squares=lambda dims: 3 + 2 * dims,
+    _implementation(
+        "sentence_transformers",
+        "rival",
+        "its trainer, (Cached)MultipleNegativesRankingLoss in MatryoshkaLoss, SDPA",
         stages=("supervised",),
     ),
-    StepImplementation(
-        name="sentence_transformers_unmasked",
-        role="bound",
-        about="its trainer, (Cached)MultipleNegativesRankingLoss, SDPA without the soft mask",
-        build=SentenceTransformers,
-        tokens_at_once=micro_batch_tokens,
-        squares=lambda dims: 3 + 2 * dims,
+    _implementation(
+        "sentence_transformers_unmasked",
+        "bound",
+        "its trainer, (Cached)MultipleNegativesRankingLoss, SDPA without the soft mask",
         stages=("weak",),
         alpha=1.0,
     ),

@@ -1,30 +1,30 @@
-"""The floor as the library gives it: the three matrix products that nobody can do without."""
-
-from __future__ import annotations
+"""The three GEMMs that every implementation needs, by the library, without the loss."""
 
 from collections.abc import Sequence
 
 import torch
 
 from benchmarks import timing
-from benchmarks.contrastive.implementation import ContrastiveImplementation, Inputs, Work, all_candidates
+from benchmarks.contrastive.cases import ContrastiveImplementation, GradientStep, Inputs, all_candidates
 
 
-def three_products(inputs: Inputs, _: Sequence[int]) -> Work:
+def three_gemms(inputs: Inputs, _: Sequence[int]) -> GradientStep:
     """scores = Q C^T, G C and G^T Q, full width, with random G, in the dtype of the inputs.
 
-    G and the scores take at most a fourth of the free memory (CPU: 1 GiB); where N x M is more it goes by rows, and
-    adding up G^T Q costs a little that is not in a product.
+    G and the scores use at most a fourth of the free memory (CPU: 1 GiB). If N x M is larger it goes by rows, and the
+    sum of G^T Q costs a little outside the GEMMs.
     """
     queries, *others = (x.detach() for x in inputs)
     candidates = all_candidates(*others)
     free = timing.free_bytes(queries.device)
     room = 2**30 if free is None else free // 4
+    if queries.device.type == "cpu":
+        room = min(room, 2**30)
     step = min(len(queries), max(1, room // (2 * queries.element_size() * len(candidates))))
     given = torch.randn(step, len(candidates), dtype=queries.dtype, device=queries.device)
     scores, grad_queries, grad_candidates = (torch.empty_like(x) for x in (given, queries, candidates))
 
-    def products() -> None:
+    def run() -> None:
         for start in range(0, len(queries), step):
             part = queries[start : start + step]
             grad = given[: len(part)]
@@ -32,15 +32,9 @@ def three_products(inputs: Inputs, _: Sequence[int]) -> Work:
             torch.mm(grad, candidates, out=grad_queries[start : start + step])
             grad_candidates.addmm_(grad.T, part, beta=1 if start else 0)
 
-    return Work(products, lambda: [grad_queries, grad_candidates])
+    return GradientStep(run, lambda: [grad_queries, grad_candidates])
 
 
 IMPLEMENTATIONS = (
-    ContrastiveImplementation(
-        name="three_products",
-        role="floor",
-        about="the three bare products, full width",
-        build=three_products,
-        checked=False,
-    ),
+    ContrastiveImplementation("three_gemms", "gemms", "the three GEMMs alone, full width", three_gemms, checked=False),
 )

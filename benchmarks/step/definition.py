@@ -3,8 +3,6 @@
 In float64 (RMSNorm and rotary embeddings round to float32 within transformers), in float32 for a large model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +45,7 @@ def by_definition(task: Task, alphas: Sequence[float]) -> dict[float, Result]:
 
 
 def watched(llama: LlamaModel) -> dict[str, Tensor]:
+    """The parameters whose gradients are compared."""
     first: Any = llama.layers[0]
     last: Any = llama.layers[-1]
     return {

@@ -1,0 +1,55 @@
+"""What the benchmarks' result files say: ceilings of a GPU, and times of the operations that kernels belong to."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.explain.kernels import Case, Operation
+from benchmarks.result import FOLDER, Run, Time, read
+from benchmarks.roofline import Ceilings
+
+
+def load(files: Sequence[Path] | None = None) -> list[Run]:
+    """Runs on a GPU, the newest first, by default of benchmarks/results. Raises BadResult."""
+    runs = [read(file) for file in (sorted(FOLDER.glob("*.json")) if files is None else files)]
+    return sorted((run for run in runs if run.gpu), key=lambda run: str(run.machine["date"]), reverse=True)
+
+
+def origin(run: Run) -> str:
+    return f"{run.gpu}, {run.machine['date'][:10]}, commit {run.commit}"
+
+
+def ceilings(runs: Iterable[Run], suite: str) -> tuple[Ceilings, str] | None:
+    """Of the newest run, of that suite if it has it, and where they are from."""
+    for run in runs:
+        for name in (suite, *run.suites):
+            if run.suites.get(name, {}).get("ceilings"):
+                return run.ceilings(name), origin(run)
+    return None
+
+
+def find(runs: Iterable[Run], operation: Operation, case: Case) -> list[Time]:
+    """The newest time of the operation on each GPU."""
+    wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(case).items()}
+    found: dict[str | None, Time] = {}
+    for time in _times(runs, operation):
+        if all(time.row["case"].get(name) == value for name, value in wanted.items()):
+            found.setdefault(time.row.run.gpu, time)
+    return list(found.values())
+
+
+def cases(runs: Iterable[Run], operation: Operation) -> list[dict[str, Any]]:
+    """The cases in which the operation was measured on any GPU."""
+    found: list[dict[str, Any]] = []
+    for time in _times(runs, operation):
+        if time.row["case"] not in found:
+            found.append(time.row["case"])
+    return found
+
+
+def _times(runs: Iterable[Run], operation: Operation) -> Iterator[Time]:
+    for run in runs:
+        for row in run.rows(operation.suite):
+            if row.name == operation.implementation and row.timed and (time := row.time(operation.part)):
+                yield time

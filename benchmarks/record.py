@@ -1,0 +1,107 @@
+"""Measures one suite in this process, into a result file that is rewritten after every row."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine, result, roofline, rounds, timing
+from benchmarks.result import Json, Row, Run
+from benchmarks.suite import Suite
+
+INTERRUPTED, OURS_WRONG = 130, 3  # exit status; 130: as of a program that Ctrl-C ends
+
+
+@dataclass(frozen=True)
+class Selection:
+    """where: "FIELD=VALUE" of the cases. only, without: names of implementations."""
+
+    where: Sequence[str] = ()
+    only: Sequence[str] = ()
+    without: Sequence[str] = ()
+
+    def of(self, suite: Suite, device_type: str) -> tuple[Suite, list[Any]]:
+        """The suite with the selected implementations, and the selected cases: those on request if no other fits."""
+        fitting = [case for case in suite.cases(device_type) if self._fits(case)]
+        fitting = fitting or [case for case in suite.on_request(device_type) if self._fits(case)]
+        names = [i.name for i in suite.implementations if i.name not in self.without]
+        names = [name for name in names if not self.only or name in self.only]
+        return replace(suite, implementations=[i for i in suite.implementations if i.name in names]), fitting
+
+    def _fits(self, case: Any) -> bool:
+        fields = asdict(case)
+        return all(str(fields.get(field)) == value for field, value in (item.split("=", 1) for item in self.where))
+
+
+class Recorder:
+    """The part of a suite in a result file. Until the suite ends, `stopped` says what is under way."""
+
+    def __init__(self, out: Path, name: str, device: torch.device, progress: rounds.Progress) -> None:
+        content = result.read(out).content if out.exists() else None
+        content = content or {"format": result.FORMAT, "machine": machine.facts(device), "suites": {}}
+        self.run, self.name, self.start = Run(out, content), name, time.monotonic()
+        self.content: Json = {"ceilings": None, "stopped": None, "rows": []}
+        content["suites"][name] = self.content
+        self._printed: set[tuple[str, str]] = set()
+        self.progress = replace(progress, row=self._add, now=lambda what: self.write(stopped=what))
+
+    def write(self, **changes: Any) -> None:
+        self.content |= changes
+        result.write(self.run.path, self.run.content)
+
+    def _add(self, row: Json) -> None:
+        """Prints each reason of an implementation once."""
+        self.content["rows"].append(row)
+        self.write()
+        reason = (row["implementation"], row["reason"])
+        if row["reason"] and reason in self._printed:
+            return
+        self._printed.add(reason)
+        print(f"[{time.monotonic() - self.start:4.0f} s] {line(Row(self.run, self.name, row))}", flush=True)
+
+
+def measure_suite(
+    suite: Suite, device: torch.device, out: Path, selection: Selection, progress: rounds.Progress
+) -> int:
+    """Returns the exit status: 0, OURS_WRONG, or INTERRUPTED after Ctrl-C. progress: deadline and slowest count."""
+    chosen, cases = selection.of(suite, device.type)
+    if not chosen.implementations or not cases:
+        known = ", ".join(i.name for i in suite.implementations)
+        print(f"{suite.name}: nothing to measure: --where selects {len(cases)} cases, --only and --without select")
+        print(f"{len(chosen.implementations)} implementations of {known}")
+        return 0
+    recorder = Recorder(out, suite.name, device, progress)
+    stopped = None
+    try:
+        recorder.write(stopped="ceilings")
+        recorder.write(ceilings=asdict(roofline.measure(device)))
+        print(f"\n{suite.name}: {len(cases)} cases; ceilings: {recorder.run.ceilings(suite.name)}", flush=True)
+        clock = timing.Clock(device)
+        for number, case in enumerate(cases):
+            if recorder.progress.over:
+                stopped = f"the time budget was spent before {len(cases) - number} of {len(cases)} cases"
+                break
+            rounds.run_case(chosen, case, clock, recorder.progress)
+    except KeyboardInterrupt:
+        stopped = "Ctrl-C"
+    recorder.write(stopped=stopped)
+    if stopped:
+        print(f"{suite.name}: {stopped}", flush=True)
+    if stopped == "Ctrl-C":
+        return INTERRUPTED
+    return OURS_WRONG if any(row["wrong"] and row["role"] == "ours" for row in recorder.content["rows"]) else 0
+
+
+def line(row: Row) -> str:
+    """For the terminal: milliseconds of each part, in brackets as a multiple of ours ("?": perhaps no difference)."""
+    if not row.timed:
+        return f"{row.case}: {row.name} {'is WRONG' if row['wrong'] else 'is not measured'}: {row['reason']}"
+    texts = [f"{row.case:38} {row.name:26}"]
+    for time_ in row.times():
+        versus = time_.versus_ours
+        ratio = "" if versus is None else f" ({versus['ratio']:.2f}{'' if versus['differs'] else '?'})"
+        texts.append(f"{time_.part} {time_.ms:9.3f} ms{ratio:9}")
+    return " ".join([*texts, f"roofline {row.roofline_ms / row.ms:6.1%}"])

@@ -1,0 +1,47 @@
+"""The smallest case of each suite under pytest-benchmark: pytest benchmarks
+
+`python -m benchmarks run` measures all cases, ours and the peers in the same rounds; here they run one after another.
+"""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import machine, result, timing
+from benchmarks.suite import SUITES, Implementation, NotRun, guarded, load_suite
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CLOCK = timing.Clock(DEVICE)
+ALL = [
+    (name, part, implementation)
+    for name in SUITES
+    for implementation in load_suite(name).implementations
+    for part in load_suite(name).parts
+]
+
+
+@cache
+def smallest(name: str) -> Any:
+    """The workload of the case with the fewest FLOP, and its label."""
+    suite = load_suite(name)
+    case = min(suite.cases(DEVICE.type), key=lambda case: case.work(suite.parts[0]).flop)
+    return case, suite.workload(case, DEVICE), result.label(name, vars(case))
+
+
+@pytest.mark.benchmark(timer=lambda: CLOCK.total)
+@pytest.mark.parametrize(("name", "part", "implementation"), ALL, ids=lambda x: x if isinstance(x, str) else x.name)
+def test_smallest_case(benchmark: Any, name: str, part: str, implementation: Implementation) -> None:
+    case, workload, label = smallest(name)
+    try:
+        with guarded(DEVICE, implementation, implementation.bytes_needed(case)):
+            checked = workload.check(implementation)
+            step = checked.step(part)
+            seconds = timing.warm_up(step, CLOCK)
+    except NotRun as reason:
+        pytest.skip(str(reason))
+    benchmark.group = f"{name} {part}, {label}"
+    benchmark.pedantic(CLOCK.once, args=(step,), rounds=max(5, min(200, round(0.2 / max(seconds, 1e-6)))))
+    benchmark.extra_info |= {"relative_errors": checked.errors, "peak_bytes": checked.peak_bytes}
+    benchmark.extra_info |= {"machine": machine.facts(DEVICE)}
