@@ -2,16 +2,19 @@
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.explain import command, disassembler, kernels, loops, measured, report, resources, sass
+from benchmarks.attention.cases import Case as AttentionCase
+from benchmarks.contrastive.cases import Case as ContrastiveCase
+from benchmarks.explain import command, disassembler, kernels, loops, report, resources, results, sass, shapes
+from benchmarks.explain.command import PAPER_DIMS
 from benchmarks.explain.occupancy import occupancy
-from benchmarks.explain.shapes import PAPER_DIMS, AttentionShape, ContrastiveShape
-from benchmarks.floors import Ceilings
-from benchmarks.result import BadResult
+from benchmarks.result import FORMAT, BadResult, Run
+from benchmarks.roofline import Ceilings
 from conan_fast import build_info
 
 BACKWARD = "void conan_fast::sm80_backward<conan_fast::Bf16, 112, 128, 2>(conan_fast::AttentionParams)"
@@ -43,7 +46,15 @@ def kernel(name):
     return resources.kernels_of([{**RESOURCES, "name": f"void conan_fast::{name}(conan_fast::Params)"}])[0]
 
 
-# Which kernels are meant.
+@pytest.fixture(autouse=True)
+def constants(monkeypatch):
+    """Those of the compiled module, which need not be built here."""
+    made = SimpleNamespace(contrastive_tile=128, contrastive_segment=64, contrastive_group_rows=32, max_prefixes=32)
+    for module in (shapes, kernels):
+        monkeypatch.setattr(module, "constants", lambda: made)
+
+
+# Which kernels are selected.
 
 
 def test_names_are_taken_apart():
@@ -64,7 +75,7 @@ def test_choice():
     assert list(resources.choose(KERNELS, "backward", head_dim=112)) == [name, "sm80_backward_dq<Bf16, 112>"]
     assert list(resources.choose(KERNELS, "sm80_backward", dtype="fp16")) == ["sm80_backward<Fp16, 112, 128, 2>"]
     assert list(resources.choose(KERNELS, "sm80_backward<Fp16, 112, 128, 2>"))  # by its whole name, bf16 or not
-    assert list(resources.choose(KERNELS, "prefix_norms")) == ["prefix_norms<Fp32>"]  # there is no bf16 of it here
+    assert list(resources.choose(KERNELS, "prefix_norms")) == ["prefix_norms<Fp32>"]  # which has no bf16 instance here
 
 
 @pytest.mark.parametrize(
@@ -98,7 +109,7 @@ def test_what_does_not_exist_lists_what_does(query, filters, says):
         ("sm_80", 128, 24, 82944, 2, ["shared memory"]),  # 82 KB twice
         ("sm_80", 128, 24, 82945, 1, ["shared memory"]),  # in steps of 128 bytes twice is too much
         ("sm_80", 160, 129, 0, 2, ["registers"]),  # 136 a thread: 3 warps on each of 4 sub-partitions, not 15 in all
-        ("sm_80", 1024, 65, 0, 0, ["registers"]),  # is refused
+        ("sm_80", 1024, 65, 0, 0, ["registers"]),  # does not start
     ],
 )
 def test_occupancy(architecture, threads, registers, shared, blocks, limited_by):
@@ -176,56 +187,56 @@ def test_without_products_the_loop_with_most_memory_accesses():
     assert loops.hottest(sass.parse(text_of(code[:3]))) is None
 
 
-# Floors.
+# Roofline times.
 
-ATTENTION = AttentionShape(batch=2, length=8192, heads=32, kv_heads=8, head_dim=112)
-CONTRASTIVE = ContrastiveShape(pairs=16384, negatives=0, dim=3584, dims=PAPER_DIMS)
-ROWS, HEAD = 2 * 32 * 8192, 2 * 8192 * 112  # query rows; numbers of a head in all sequences
+ATTENTION = AttentionCase(batch=2, length=8192, head_dim=112)
+CONTRASTIVE = ContrastiveCase(pairs=16384, negatives=0, dim=3584, dims=PAPER_DIMS)
+ROWS, HEAD = 2 * 32 * 8192, 2 * 8192 * 112  # query rows; elements of a head in all sequences
 SCORES = 16384**2
 
 
-def floor(name, shape):
+def work(name, case):
     it = kernel(name)
-    return kernels.FAMILIES[it.family].floor(it, shape)
+    return kernels.FAMILIES[it.family].work(it, case)
 
 
-def test_floors_of_attention():
+def test_work_of_attention():
     product = 2 * ROWS * 8192 * 112
-    forward = floor("sm80_forward<conan_fast::Bf16, 112>", ATTENTION)[""]
+    forward = work("sm80_forward<conan_fast::Bf16, 112>", ATTENTION)[""]
     assert forward.flop == 2 * product and forward.bytes == 2 * HEAD * (64 + 16) + 4 * ROWS
-    backward = floor("sm80_backward<conan_fast::Bf16, 112, 128, 2>", ATTENTION)
+    backward = work("sm80_backward<conan_fast::Bf16, 112, 128, 2>", ATTENTION)
     both, without = backward["with dQ"], backward["deterministic, without dQ"]
     assert both.flop == 5 * product and without.flop == 4 * product
     assert without.bytes == 2 * HEAD * (64 + 32) + 8 * ROWS and both.bytes == without.bytes + 8 * HEAD * 32
-    dq = floor("sm80_backward_dq<conan_fast::Bf16, 112>", ATTENTION)[""]
+    dq = work("sm80_backward_dq<conan_fast::Bf16, 112>", ATTENTION)[""]
     assert dq.flop == 3 * product and dq.bytes == 2 * HEAD * (96 + 16) + 8 * ROWS
     assert without.flop + dq.flop == 7 * product  # docs/attention_kernels.md: 7 products in place of 5
-    assert floor("row_delta<conan_fast::Bf16>", ATTENTION)[""].bytes == 2 * HEAD * 64 + 4 * ROWS
+    assert work("row_delta<conan_fast::Bf16>", ATTENTION)[""].bytes == 2 * HEAD * 64 + 4 * ROWS
 
 
-def test_floors_of_info_nce():
+def test_work_of_info_nce():
     inputs = 2 * 2 * 16384 * 3584
-    kept, not_kept = (floor(f"sm80_scores<conan_fast::Bf16, {kept}>", CONTRASTIVE)[""] for kept in ("true", "false"))
+    kept, not_kept = (work(f"sm80_scores<conan_fast::Bf16, {kept}>", CONTRASTIVE)[""] for kept in ("true", "false"))
     assert kept.flop == not_kept.flop == 2 * SCORES * 3584
     assert kept.bytes - not_kept.bytes == 14 * SCORES  # docs/contrastive_kernels.md: 14 bytes a score
     assert inputs + 7 * 12 / 64 * SCORES < not_kept.bytes < 1.01 * (inputs + 7 * 12 / 64 * SCORES)
-    weights = floor("gradient_weights<conan_fast::Bf16>", CONTRASTIVE)[""].bytes
+    weights = work("gradient_weights<conan_fast::Bf16>", CONTRASTIVE)[""].bytes
     assert weights == pytest.approx((14 + 14 + 7 * 4 / 64 + 7 * 4 / 32) * SCORES, rel=1e-3)
-    assert floor("product_scores", CONTRASTIVE)[""].bytes == pytest.approx((56 + 7 * 12 / 64) * SCORES, rel=1e-3)
-    finish = floor("finish_gradient<conan_fast::Bf16, conan_fast::Fp32>", CONTRASTIVE)[""].bytes
+    assert work("product_scores", CONTRASTIVE)[""].bytes == pytest.approx((56 + 7 * 12 / 64) * SCORES, rel=1e-3)
+    finish = work("finish_gradient<conan_fast::Bf16, conan_fast::Fp32>", CONTRASTIVE)[""].bytes
     assert finish == pytest.approx((4 + 2 + 4) * 2 * 16384 * 3584, rel=1e-3)
     private = replace(CONTRASTIVE, negatives=7)
-    read = floor("private_scores<conan_fast::Bf16>", private)[""].bytes
+    read = work("private_scores<conan_fast::Bf16>", private)[""].bytes
     assert read == pytest.approx(2 * 8 * 16384 * 3584, rel=1e-2)
 
 
-def test_floor_says_what_binds_and_by_which_ceilings():
+def test_roofline_time_names_the_limit_and_the_ceilings():
     it = kernel("sm80_forward<conan_fast::Bf16, 112>")
-    [_, at, says] = report.floor(it, kernels.FAMILIES[it.family], ATTENTION, command.DOCS, command.DOCS_SOURCE)
+    [_, at, says] = report.roofline(it, kernels.FAMILIES[it.family], ATTENTION, command.DOCS, command.DOCS_SOURCE)
     assert "770 TFLOP/s and 4.3 TB/s" in at and "docs/contrastive_kernels.md" in at
-    assert "1.92 TFLOP" in says and "2.5 ms of products" in says and "products bind" in says
+    assert "1.92 TFLOP" in says and "2.5 ms of GEMM" in says and "limited by the GEMM" in says
     it = kernel("gradient_weights<conan_fast::Bf16>")
-    assert "memory binds" in report.floor(it, kernels.FAMILIES[it.family], CONTRASTIVE, command.DOCS, "")[2]
+    assert "limited by memory" in report.roofline(it, kernels.FAMILIES[it.family], CONTRASTIVE, command.DOCS, "")[2]
 
 
 def test_dynamic_shared_memory_follows_the_prefixes():
@@ -241,17 +252,26 @@ def test_the_way_through_info_nce_is_noted():
 
 # Results.
 
-CEILINGS = {"dtype": "bfloat16", "product_flop_per_s": 8e14, "copy_bytes_per_s": 4e12, "launch_s": 2e-6}
+CEILINGS = {"dtype": "bfloat16", "gemm_flop_per_s": 8e14, "copy_bytes_per_s": 4e12, "launch_s": 2e-6}
 
 
 def result(gpu="NVIDIA H200", sha256="now", date="2026-01-02T03:04:05+00:00", median_ms=4.0, length=8192):
-    case = {**ATTENTION.case, "length": length}
-    row = {"case": case, "implementation": "ours", "reason": None}
-    parts = {"forward": {"timing": {"median_ms": median_ms}}, "backward": {"timing": {"median_ms": 3 * median_ms}}}
-    both = {"case": CONTRASTIVE.case, "implementation": "ours", "reason": None}
+    def part(case, name, ms):
+        return {name: {"timing": {"median_ms": ms}, **asdict(case.work(name))}}
+
+    case = replace(ATTENTION, length=length)
+    row = {"case": asdict(case), "implementation": "ours", "reason": None}
+    parts = part(case, "forward", median_ms) | part(case, "backward", 3 * median_ms)
+    both = {"case": json.loads(json.dumps(asdict(CONTRASTIVE))), "implementation": "ours", "reason": None}
     return {
-        "format": 1,
-        "machine": {"gpu": gpu, "date": date, "git_commit": "0123456789abcdef", "csrc_sha256": sha256},
+        "format": FORMAT,
+        "machine": {
+            "gpu": gpu,
+            "date": date,
+            "git_commit": "0123456789abcdef",
+            "csrc_sha256": sha256,
+            "uncommitted_changes": None,
+        },
         "suites": {
             "attention": {
                 "ceilings": CEILINGS,
@@ -261,24 +281,28 @@ def result(gpu="NVIDIA H200", sha256="now", date="2026-01-02T03:04:05+00:00", me
                 ],
             },
             "contrastive": {
-                "ceilings": {**CEILINGS, "product_flop_per_s": 7e14},
-                "rows": [{**both, "parts": {"both": {"timing": {"median_ms": 10.0}}}}],
+                "ceilings": {**CEILINGS, "gemm_flop_per_s": 7e14},
+                "rows": [{**both, "parts": part(CONTRASTIVE, "both", 10.0)}],
             },
         },
     }
 
 
-def said(name, documents, shape=ATTENTION):
+def runs_of(*contents):
+    return [Run(Path("x.json"), content) for content in contents]
+
+
+def said(name, contents, case=ATTENTION):
     it = kernel(name)
-    return "\n".join(report.measurement(it, kernels.FAMILIES[it.family], shape, documents, "now"))
+    return "\n".join(report.measurement(it, kernels.FAMILIES[it.family], case, runs_of(*contents), "now"))
 
 
 FORWARD_NAME = "sm80_forward<conan_fast::Bf16, 112>"
 
 
-def test_measured_share_of_the_floor():
+def test_measured_share_of_the_roofline_time():
     text = said(FORWARD_NAME, [result()])
-    assert "4 ms for attention forward" in text and "NVIDIA H200, 2026-01-02, commit 012345678" in text
+    assert "4 ms for attention forward" in text and "NVIDIA H200, 2026-01-02, commit 0123456789ab" in text
     assert "STALE" not in text and "60.1 %" in text  # 1.924 TFLOP at 800 TFLOP/s are 2.405 ms
     text = said("sm80_backward<conan_fast::Bf16, 112, 128, 2>", [result()])
     assert "12 ms for attention backward (row_delta, sm80_backward)" in text and "50.1 %" in text
@@ -291,15 +315,18 @@ def test_a_result_of_other_sources_is_stale():
     assert "STALE" in said(FORWARD_NAME, [result(sha256="then")])
 
 
-def test_the_newest_result_of_each_gpu():
+def test_the_newest_result_of_each_gpu(tmp_path: Path):
     old, new = result(median_ms=9.0), result(date="2026-02-01T00:00:00+00:00", median_ms=5.0)
-    found = measured.find([old, new, result(gpu="NVIDIA A100")], kernels.FORWARD, ATTENTION, "now")
-    assert [(one.seconds, one.origin.split(",")[0]) for one in found] == [(5e-3, "NVIDIA H200"), (4e-3, "NVIDIA A100")]
+    files = [tmp_path / f"{number}.json" for number in range(4)]
+    for file, content in zip(files, (old, new, result(gpu="NVIDIA A100"), result(gpu=None)), strict=True):
+        file.write_text(json.dumps(content))
+    found = results.find(results.load(files), kernels.FORWARD, ATTENTION)
+    assert [(one.ms, one.row.run.gpu) for one in found] == [(5, "NVIDIA H200"), (4, "NVIDIA A100")]
+    assert results.load(files[3:]) == []  # of a CPU
 
 
 def test_nothing_measured():
     assert said(FORWARD_NAME, []) == "  measured: not yet measured on a GPU"
-    assert said(FORWARD_NAME, [result(gpu=None)]) == "  measured: not yet measured on a GPU"
     elsewhere = said(FORWARD_NAME, [result(length=512)])
     assert "not yet measured on a GPU at this shape" in elsewhere and "length=512" in elsewhere
     assert "bfloat16" in said(FORWARD_NAME.replace("Bf16", "Fp16"), [result()])
@@ -308,17 +335,19 @@ def test_nothing_measured():
 
 def test_ceilings_and_where_they_are_from():
     assert command.ceilings_of("attention", [], options()) == (command.DOCS, command.DOCS_SOURCE)
-    ceilings, source = command.ceilings_of("contrastive", [result(gpu=None), result()], options())
-    assert ceilings == Ceilings(**{**CEILINGS, "product_flop_per_s": 7e14}) and "H200" in source
-    ceilings, source = command.ceilings_of("attention", [result()], options("--tflops=500", "--tb-per-s=2"))
-    assert (ceilings.product_flop_per_s, ceilings.copy_bytes_per_s) == (5e14, 2e12) and "H200" not in source
+    ceilings, source = command.ceilings_of("contrastive", runs_of(result()), options())
+    assert ceilings == Ceilings(**{**CEILINGS, "gemm_flop_per_s": 7e14}) and "H200" in source
+    ceilings, source = command.ceilings_of("attention", runs_of(result()), options("--tflops=500", "--tb-per-s=2"))
+    assert (ceilings.gemm_flop_per_s, ceilings.copy_bytes_per_s) == (5e14, 2e12) and "H200" not in source
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": 2, "machine": {}}), json.dumps({"format": 1})])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 1, "machine": {}, "suites": {}}', json.dumps({"format": FORMAT})]
+)
 def test_a_file_that_is_no_result(tmp_path: Path, content):
     (file := tmp_path / "x.json").write_text(content)
     with pytest.raises(BadResult, match=r"x\.json"):
-        measured.load([file])
+        results.load([file])
 
 
 # The command.
@@ -366,7 +395,7 @@ def test_disassembler_is_looked_for_in_cuda_home(monkeypatch, tmp_path, no_disas
 
 def test_unknown_kernels_filters_and_shapes(monkeypatch, capsys):
     for arguments, complaint in (
-        (["warp_drive"], "no kernel is called 'warp_drive'; there are combine_partials"),
+        (["warp_drive"], "no kernel is called 'warp_drive'; expected (part of) one of combine_partials"),
         (["sm80_backward", "--head-dim=80"], "not compiled for head_dim 80"),
         (["sm80_backward", "--heads=6", "--kv-heads=4"], "multiple"),
         (["sm80_scores", "--dim=256", "--dims=256,512"], "--dims go up to 512"),
@@ -403,7 +432,7 @@ def test_the_forward_kernel_as_compiled(capsys, monkeypatch, tmp_path):
         disassembler.path_of_programs()
     except disassembler.NoDisassembly as error:
         pytest.skip(str(error))
-    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
     compiled = resources.kernels_of(build_info()["kernels"])
     [instances] = resources.choose(compiled, "sm80_forward", head_dim=112).values()
     code = report.Code.of(instances[0])

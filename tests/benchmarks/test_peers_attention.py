@@ -6,25 +6,24 @@ Each package is replaced by its signature around plain torch: an argument of ano
 import operator
 import sys
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.attention import flex_attention as torch_flex
 
-from benchmarks.attention.cases import Case
-from benchmarks.attention.peers import flash_attention, flex, xformers_attention
-from benchmarks.attention.shape import Shape
-from benchmarks.attention.suite import SUITE
-from benchmarks.peer import NotRun, leaves_out
+from benchmarks.attention.cases import Case, Workload
+from benchmarks.attention.peers import IMPLEMENTATIONS, flash_attention, flex, xformers_attention
+from benchmarks.suite import NotRun, guarded
 from conan_fast import reference
+from tests.benchmarks.fakes import declared
 
 CPU = torch.device("cpu")
-ALL = {i.name: i for i in SUITE.implementations}
+ALL = {i.name: i for i in IMPLEMENTATIONS}
 
 
-def case(head_dim):
-    return Case(Shape(batch=2, length=33, head_dim=head_dim, heads=4, kv_heads=2, element_size=4), CPU)
+def workload(head_dim):
+    return Workload(Case(batch=2, length=33, head_dim=head_dim, heads=4, kv_heads=2, element_size=4), CPU)
 
 
 def scores_of(q, k, scale):
@@ -37,94 +36,55 @@ def attended(scores, v):
     return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
 
 
-def version_2(
-    q,
-    k,
-    v,
-    dropout_p=0.0,
-    softmax_scale=None,
-    causal=False,
-    window_size=(-1, -1),
-    softcap=0.0,
-    alibi_slopes=None,
-    deterministic=False,
-    return_attn_probs=False,
-):
-    assert dropout_p == 0 and not causal
-    return attended(scores_of(q, k, softmax_scale), v)
+@declared(
+    "q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, "
+    "deterministic=False, return_attn_probs=False"
+)
+def version_2(given):
+    assert given.dropout_p == 0 and not given.causal
+    return attended(scores_of(given.q, given.k, given.softmax_scale), given.v)
 
 
-def version_3(
-    q,
-    k,
-    v,
-    softmax_scale=None,
-    causal=False,
-    qv=None,
-    q_descale=None,
-    k_descale=None,
-    v_descale=None,
-    window_size=(-1, -1),
-    attention_chunk=0,
-    softcap=0.0,
-    num_splits=1,
-    pack_gqa=None,
-    deterministic=False,
-    sm_margin=0,
-    return_attn_probs=False,
-):
-    assert not causal
-    return attended(scores_of(q, k, softmax_scale), v)
+@declared(
+    "q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None, "
+    "window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, "
+    "sm_margin=0, return_attn_probs=False"
+)
+def version_3(given):
+    assert not given.causal
+    return attended(scores_of(given.q, given.k, given.softmax_scale), given.v)
 
 
 def version_3_with_logsumexp(*args, **options):
     return version_3(*args, **options), None
 
 
-def version_4(
-    q,
-    k,
-    v,
-    qv=None,
-    gather_kv_indices=None,
-    softmax_scale=None,
-    causal=False,
-    window_size=(None, None),
-    learnable_sink=None,
-    softcap=0.0,
-    num_splits=1,
-    pack_gqa=None,
-    deterministic=False,
-    score_mod=None,
-    score_mod_bwd=None,
-    mask_mod=None,
-    aux_tensors=None,
-    aux_scalars=None,
-    block_sparse_tensors=None,
-    block_sparse_tensors_bwd=None,
-    return_lse=False,
-    gather_bwd_recompute_p=False,
-    gather_bwd_token_chunk=None,
-):
-    assert qv is None and not causal and q.shape[-1] % 32 == 0
-    scores = scores_of(q, k, softmax_scale)
-    if score_mod is not None:
-        assert all(x.dtype == torch.float32 for x in aux_tensors)  # that of the accumulator
+@declared(
+    "q, k, v, qv=None, gather_kv_indices=None, softmax_scale=None, causal=False, window_size=(None, None), "
+    "learnable_sink=None, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, score_mod=None, "
+    "score_mod_bwd=None, mask_mod=None, aux_tensors=None, aux_scalars=None, block_sparse_tensors=None, "
+    "block_sparse_tensors_bwd=None, return_lse=False, gather_bwd_recompute_p=False, gather_bwd_token_chunk=None"
+)
+def version_4(given):
+    assert given.qv is None and not given.causal and given.q.shape[-1] % 32 == 0
+    scores = scores_of(given.q, given.k, given.softmax_scale)
+    if given.score_mod is not None:
+        assert all(x.dtype == torch.float32 for x in given.aux_tensors)  # that of the accumulator
 
         def modified(i, j):
             indices = {"q_idx": torch.tensor([i]), "kv_idx": torch.tensor([j])}
-            context = {"seqlen_info": None, "aux_tensors": aux_tensors}
+            context = {"seqlen_info": None, "aux_tensors": given.aux_tensors}
             score = scores[..., i, j, None]
-            assert score_mod_bwd(score, score, 0, 0, **indices, **context) is score
-            return score_mod(score, 0, 0, **indices, **context)
+            assert given.score_mod_bwd(score, score, 0, 0, **indices, **context) is score
+            return given.score_mod(score, 0, 0, **indices, **context)
 
-        length = range(q.shape[1])
+        length = range(given.q.shape[1])
         scores = torch.stack([torch.cat([modified(i, j) for j in length], dim=-1) for i in length], dim=-2)
-    return attended(scores, v), None
+    return attended(scores, given.v), None
 
 
 class Fragment:
-    """Of CuTe: numbers in registers."""
+    """Of CuTe: elements in registers."""
 
     def __init__(self, size, dtype):
         self.values = torch.zeros(size, dtype=dtype)
@@ -142,8 +102,10 @@ class Fragment:
         self.values[index] = value
 
 
-def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None, output_dtype=None):
-    assert p == 0 and key.shape == query.shape == value.shape and query.stride(-1) == 1
+@declared("query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None, output_dtype=None")
+def memory_efficient_attention(given):
+    query, key, value, attn_bias, scale = given.query, given.key, given.value, given.attn_bias, given.scale
+    assert given.p == 0 and key.shape == query.shape == value.shape and query.stride(-1) == 1
     scores = scores_of(query, key, scale)
     if attn_bias is not None:
         assert attn_bias.shape == scores.shape and attn_bias.dtype == query.dtype
@@ -151,17 +113,6 @@ def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=N
         assert attn_bias.untyped_storage().nbytes() < 2 * 4 * query.shape[1] ** 2  # expanded, not copied
         scores = scores + attn_bias
     return attended(scores, value)
-
-
-@pytest.fixture
-def install(monkeypatch):
-    def put(name, **members):
-        module = ModuleType(name)
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, name, module)
-        return module
-
-    return put
 
 
 @pytest.fixture
@@ -178,9 +129,9 @@ def flash_attention_4(install):
 
 
 def test_each_role_comes_together_and_what_compiles_longest_last():
-    roles = [i.role for i in SUITE.implementations]
+    roles = [i.role for i in IMPLEMENTATIONS]
     assert roles == sorted(roles, key=("ours", "bound", "rival").index)
-    assert [i.name for i in SUITE.implementations if i.role == "rival"][-1] == "eager_compiled"
+    assert [i.name for i in IMPLEMENTATIONS if i.role == "rival"][-1] == "eager_compiled"
     assert len(ALL) == len(roles)
 
 
@@ -208,39 +159,39 @@ class TestFlex:
 
     @pytest.mark.parametrize("head_dim", [16, 112])
     def test_uncompiled_is_right(self, head_dim):
-        case(head_dim).prepare(replace(ALL["flex"], build=flex.uncompiled))
+        workload(head_dim).check(replace(ALL["flex"], build=flex.uncompiled))
 
 
-def test_flex_is_left_out_on_a_cpu():
+def test_flex_is_skipped_on_a_cpu():
     with pytest.raises(NotRun, match="no backward pass on a CPU"):
-        case(16).prepare(ALL["flex"])
+        workload(16).check(ALL["flex"])
 
 
 @pytest.mark.parametrize("head_dim", [16, 112, 128])
 class TestFlashAttention:
     def test_version_2(self, install, head_dim):
         install("flash_attn", flash_attn_func=version_2)
-        case(head_dim).prepare(ALL["flash_attention_2_unmasked"])
+        workload(head_dim).check(ALL["flash_attention_2_unmasked"])
 
     @pytest.mark.parametrize("function", [version_3, version_3_with_logsumexp])
     def test_version_3_is_a_package(self, install, remove, head_dim, function):
         install("flash_attn_3")
         install("flash_attn_3.flash_attn_interface", flash_attn_func=function)
         remove("flash_attn_interface")
-        case(head_dim).prepare(ALL["flash_attention_3_unmasked"])
+        workload(head_dim).check(ALL["flash_attention_3_unmasked"])
 
     def test_version_3_was_a_module(self, install, remove, head_dim):
         remove("flash_attn_3")
         install("flash_attn_interface", flash_attn_func=version_3_with_logsumexp)
-        case(head_dim).prepare(ALL["flash_attention_3_unmasked"])
+        workload(head_dim).check(ALL["flash_attention_3_unmasked"])
 
     @pytest.mark.parametrize("name", ["flash_attention_4", "flash_attention_4_unmasked"])
     def test_version_4(self, flash_attention_4, head_dim, name):
-        case(head_dim).prepare(ALL[name])
+        workload(head_dim).check(ALL[name])
 
 
 def test_score_mod_of_flash_attention_4(flash_attention_4):
-    options = flash_attention._score_mod(Shape(1, 10, 16), CPU)  # alpha l = 3
+    options = flash_attention._score_mod(Case(1, 10, 16), CPU)  # alpha l = 3
     scores = [
         options["score_mod"](
             torch.zeros(1), 0, 0, torch.tensor([4]), torch.tensor([j]), SimpleNamespace(), options["aux_tensors"]
@@ -256,7 +207,7 @@ def test_score_mod_of_flash_attention_4(flash_attention_4):
 def test_xformers(install, name, head_dim):
     install("xformers")
     install("xformers.ops", memory_efficient_attention=memory_efficient_attention)
-    case(head_dim).prepare(ALL[name])
+    workload(head_dim).check(ALL[name])
 
 
 @pytest.mark.parametrize(
@@ -268,12 +219,12 @@ def test_what_is_not_installed_is_named(remove, implementation):
     remove("flash_attn", "flash_attn_3", "flash_attn_interface", "xformers")
     with (
         pytest.raises(NotRun, match=r"^is not installed: .*(flash_attn|xformers)"),
-        leaves_out(CPU, 0, ours=False),
+        guarded(CPU, implementation),
     ):
-        case(16).prepare(implementation)
+        workload(16).check(implementation)
 
 
 def test_flash_attention_4_without_its_language(remove, flash_attention_4):
     remove("cutlass")
-    with pytest.raises(NotRun, match=r"^is not installed: .*cutlass"), leaves_out(CPU, 0, ours=False):
-        case(16).prepare(ALL["flash_attention_4"])
+    with pytest.raises(NotRun, match=r"^is not installed: .*cutlass"), guarded(CPU, ALL["flash_attention_4"]):
+        workload(16).check(ALL["flash_attention_4"])

@@ -168,9 +168,7 @@ def test_cpu_results_say_that_gpu_figures_are_missing(tmp_path: Path, content: d
     assert "**No GPU results.**" in text and "## Summary: CPU" in text and "Some CPU" in text
 
 
-def test_newer_results_of_other_kernel_sources_are_marked_and_come_second(
-    tmp_path: Path, content: dict[str, Any]
-) -> None:
+def test_newer_results_of_other_kernels_are_marked_and_come_second(tmp_path: Path, content: dict[str, Any]) -> None:
     old = copy.deepcopy(content)
     old["machine"] |= {"csrc_sha256": "0" * 64, "date": "2026-02-01T00:00:00+00:00", "driver": "999"}
     assert "> **Measured at an earlier commit**, 0123456789ab: the kernel sources" in report(tmp_path, old)
