@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,19 +16,8 @@ import torch
 from conan_fast import build_info
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = [
-    "accelerate",
-    "cut-cross-entropy",
-    "flash-attn",
-    "flash-attn-3",
-    "flash-attn-4",
-    "inf-cl",
-    "liger-kernel",
-    "sentence-transformers",
-    "transformers",
-    "triton",
-    "xformers",
-]
+PEERS = ("cut-cross-entropy", "flash-attn", "flash-attn-3", "flash-attn-4", "inf-cl", "liger-kernel", "xformers")
+PACKAGES = (*PEERS, "accelerate", "sentence-transformers", "transformers", "triton")
 
 
 @cache
@@ -44,7 +34,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in sorted(PACKAGES)},
         "conan_fast": {key: value for key, value in build_info().items() if key != "kernels"},
         "git_commit": os.environ.get("CONAN_FAST_COMMIT") or _output("git", "rev-parse", "HEAD"),
         "uncommitted_changes": _output("git", "status", "--porcelain", "--untracked-files=no"),
@@ -62,23 +52,21 @@ def csrc_sha256() -> str:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
+    return None
 
 
 def _cpu_model() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return None
 
 
 def _output(*command: str) -> str | None:
-    try:
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() or None
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip() or None
+    return None

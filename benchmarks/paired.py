@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 CONFIDENCE = 0.99  # of an interval
 LEAST_DIFFERENCE = 0.01  # less is not called a difference, however certain: placement in memory alone makes as much
 
@@ -25,8 +27,8 @@ class Timing:
 
     @staticmethod
     def of(seconds: Sequence[float]) -> "Timing":
-        times = sorted(1e3 * second for second in seconds)
-        return Timing(quantile(times, 0.5), quantile(times, 0.1), quantile(times, 0.9), len(times))
+        median, low, high = np.quantile(seconds, (0.5, 0.1, 0.9)).tolist()
+        return Timing(1e3 * median, 1e3 * low, 1e3 * high, len(seconds))
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,11 @@ class Comparison:
 
 
 def compare(baseline: Sequence[float], other: Sequence[float]) -> Comparison:
-    """Times of the same rounds, in seconds.
-
-    Raises:
-        ValueError: for different numbers of rounds, or none.
-    """
+    """Times of the same rounds, in seconds. Raises ValueError for different numbers of rounds, or none."""
     if len(baseline) != len(other) or not baseline:
         raise ValueError(f"baseline and other: must be times of the same rounds, got {len(baseline)} and {len(other)}")
     ratios = sorted(b / a for a, b in zip(baseline, other, strict=True))
-    place = interval_place(len(ratios), CONFIDENCE)
-    ratio = quantile(ratios, 0.5)
+    place, ratio = interval_place(len(ratios), CONFIDENCE), float(np.median(ratios))
     if place is None:
         return Comparison(ratio, ratios[0], ratios[-1], None)
     low, high = ratios[place], ratios[-1 - place]
@@ -70,11 +67,3 @@ def interval_place(count: int, confidence: float) -> int | None:
             break
         place = k
     return place
-
-
-def quantile(ordered: Sequence[float], part: float) -> float:
-    """Of sorted numbers, linear between neighbours."""
-    place = part * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,12 @@ class Run:
         return self.content["machine"]
 
     @property
-    def gpu(self) -> str | None:
-        return self.machine["gpu"]
-
-    @property
     def suites(self) -> Json:
         return self.content["suites"]
+
+    @property
+    def gpu(self) -> str | None:
+        return self.machine["gpu"]
 
     @property
     def commit(self) -> str:
@@ -103,10 +103,6 @@ class Run:
 
     def ceilings(self, suite: str) -> Ceilings:
         return Ceilings(**self.suites[suite]["ceilings"])
-
-    def stopped(self, suite: str) -> str | None:
-        """Why the suite is incomplete, if it is."""
-        return self.suites[suite]["stopped"]
 
     def rows(self, suite: str) -> "list[Row]":
         return [Row(self, suite, content) for content in self.suites.get(suite, {}).get("rows", [])]
@@ -141,32 +137,28 @@ class Row:
         return self.content["reason"] is None
 
     @property
+    def parts(self) -> "dict[str, Time]":
+        return {part: Time(self, part) for part in self.content.get("parts", {})}
+
+    @property
     def ms(self) -> float:
         """Of all parts together."""
-        return sum(time.ms for time in self.times())
+        return sum(time.ms for time in self.parts.values())
 
     @property
     def roofline_ms(self) -> float:
-        return sum(time.roofline_ms for time in self.times())
+        return sum(time.roofline_ms for time in self.parts.values())
 
-    def check_same_case(self, other: "Row") -> None:
-        """Raises DifferentRuns unless both are of the same case and were measured in one run."""
+    def over(self, other: "Row", part: str | None = None) -> float:
+        """This time, of one or all parts, as a multiple of `other`, of the same case and measured in the same run.
+
+        Raises DifferentRuns.
+        """
         if self.run.content is not other.run.content:
             raise DifferentRuns(f"{self.run.path.name} and {other.run.path.name} are two runs: there is no ratio")
         if (self.suite, self.case) != (other.suite, other.case):
             raise DifferentRuns(f"{self.case} and {other.case} are two cases: there is no ratio")
-
-    def over(self, other: "Row") -> float:
-        """This time, of all parts, as a multiple of `other`."""
-        self.check_same_case(other)
-        return self.ms / other.ms
-
-    def times(self) -> "Iterator[Time]":
-        for part in self.content.get("parts", {}):
-            yield Time(self, part)
-
-    def time(self, part: str) -> "Time | None":
-        return Time(self, part) if part in self.content.get("parts", {}) else None
+        return self.ms / other.ms if part is None else self.parts[part].ms / other.parts[part].ms
 
 
 @dataclass(frozen=True)
@@ -177,31 +169,27 @@ class Time:
     part: str
 
     @property
-    def _content(self) -> Json:
+    def content(self) -> Json:
         return self.row["parts"][self.part]
 
     @property
+    def timing(self) -> Json:
+        """A benchmarks.paired.Timing."""
+        return self.content["timing"]
+
+    @property
     def ms(self) -> float:
-        return self._content["timing"]["median_ms"]
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """10th and 90th percentile, milliseconds."""
-        return self._content["timing"]["low_ms"], self._content["timing"]["high_ms"]
-
-    @property
-    def rounds(self) -> int:
-        return self._content["timing"]["rounds"]
+        return self.timing["median_ms"]
 
     @property
     def of_the_host(self) -> bool:
         """Whether launching the work took the host about as long."""
-        host_ms = self._content.get("host_ms")
+        host_ms = self.content.get("host_ms")
         return host_ms is not None and host_ms > 0.8 * self.ms
 
     @property
     def work(self) -> Work:
-        return Work(self._content["flop"], self._content["bytes"])
+        return Work(self.content["flop"], self.content["bytes"])
 
     @property
     def flop_per_s(self) -> float:
@@ -213,26 +201,14 @@ class Time:
         return 1e3 * self.work.seconds(self.row.run.ceilings(self.row.suite))
 
     @property
-    def share_of_roofline(self) -> float:
-        """1: as fast as the machine allows."""
-        return self.roofline_ms / self.ms
-
-    @property
     def versus_ours(self) -> Json | None:
         """benchmarks.paired.Comparison of the rounds in which ours ran too; None for ours."""
-        return self._content["versus_ours"]
-
-    def over(self, other: "Time") -> float:
-        """This time as a multiple of `other`; DifferentRuns unless both are the same part of one case in one run."""
-        if self.part != other.part:
-            raise DifferentRuns(f"{self.part} and {other.part} are two parts: there is no ratio")
-        self.row.check_same_case(other.row)
-        return self.ms / other.ms
+        return self.content["versus_ours"]
 
 
-def by_case(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """Rows by case, in their order, and by name."""
-    cases: dict[str, dict[str, Row]] = {}
+def by_case(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """In their order."""
+    cases: dict[str, list[Row]] = {}
     for row in rows:
-        cases.setdefault(row.case, {})[row.name] = row
+        cases.setdefault(row.case, []).append(row)
     return cases

@@ -54,7 +54,7 @@ class Work:
 
 
 def attention_work(
-    *, part: str, tokens: int, scores: int, heads: int, kv_heads: int, head_dim: int, element_size: int = 2
+    part: str, tokens: int, scores: int, heads: int, kv_heads: int, head_dim: int, element_size: int
 ) -> Work:
     """Of `part` "forward" or "backward" under a soft mask with alpha > 0 (alpha = 0 needs half of the FLOP).
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import paired, timing
 from benchmarks.result import Json, row_without_times
-from benchmarks.suite import Checked, Implementation, NotRun, Suite, Workload, WrongResult, guarded
+from benchmarks.suite import Checked, Implementation, NotRun, Suite, WrongResult, guarded
 
 ROUNDS = 30  # at least, if MAX_SECONDS and the deadline allow
 LEAST_ROUNDS = 8  # at least, if MAX_SECONDS allow: fewer have no interval
@@ -20,6 +20,8 @@ MAX_SECONDS = {"cuda": 8.0, "cpu": 12.0}  # of one part of one group of implemen
 MAX_ROUNDS = 300
 SLOWEST = {"cuda": 5.0, "cpu": 3.0}  # seconds of one call: a slower implementation is skipped
 GROUP_SHARE = 0.6  # of the free memory: the estimates do not know everything
+
+Times = dict[Implementation, list[timing.Seconds]]  # of each round
 
 
 @dataclass
@@ -46,9 +48,9 @@ def run_case(suite: Suite, case: Any, clock: timing.Clock, progress: Progress) -
     try:
         workload = suite.workload(case, clock.device)
     except torch.OutOfMemoryError:
-        for implementation in suite.implementations:
+        for i in suite.implementations:
             reason = "the inputs alone do not fit into memory"
-            progress.row(row_without_times(asdict(case), implementation.name, implementation.role, reason=reason))
+            progress.row(row_without_times(asdict(case), i.name, i.role, reason=reason))
         return
     for number, group in enumerate(groups(suite.implementations, case, timing.free_bytes(clock.device))):
         if progress.over:
@@ -66,7 +68,7 @@ def groups(implementations: Sequence[Implementation], case: Any, free: int | Non
     room = None if free is None else GROUP_SHARE * free - sum(i.bytes_needed(case) for i in ours)
     needs = {i: i.bytes_needed(case) for i in implementations if i not in ours}
     first = [*ours, *(i for i, needed in needs.items() if free is not None and not 0 < needed <= free)]
-    group, used = first, 0
+    group, used = list(first), 0
     for implementation, needed in needs.items():
         if implementation in first:
             continue
@@ -83,10 +85,10 @@ class _Group:
     """Implementations that are in memory together and run in the same rounds."""
 
     def __init__(
-        self, suite: Suite, case: Any, workload: Workload, clock: timing.Clock, progress: Progress, number: int
+        self, suite: Suite, case: Any, workload: Any, clock: timing.Clock, progress: Progress, number: int
     ) -> None:
         self.suite, self.case, self.workload, self.clock = suite, case, workload, clock
-        self.progress, self.number, self.device = progress, number, clock.device
+        self.progress, self.number, self.device_type = progress, number, clock.device.type
         self._reasons: dict[Implementation, tuple[bool, str]] = {}  # whether wrong, and why there is no time
 
     def rows(self, group: Sequence[Implementation]) -> Iterator[Json]:
@@ -98,58 +100,55 @@ class _Group:
                 break
             if (ready := self._tried(implementation, partial(self._check, implementation))) is not None:
                 checked[implementation] = ready
-        seconds = {part: self._part(part, checked) for part in self.suite.parts}
+        times = {part: self._part(part, checked) for part in self.suite.parts}
         for implementation in group:
             if implementation not in again:
-                yield self._row(implementation, checked.get(implementation), seconds, group[0])
+                yield self._row(implementation, checked.get(implementation), times, group[0])
 
     def _tried(self, implementation: Implementation, call: Callable[[], Any]) -> Any:
         """What `call` returns; None, with the reason kept, if it fails or the result is wrong."""
         try:
-            with guarded(self.device, implementation):
+            with guarded(self.clock.device, implementation):
                 return call()
         except (NotRun, WrongResult) as reason:  # the exception is not kept: its frames may hold a whole model
             self._reasons[implementation] = (isinstance(reason, WrongResult), str(reason))
             return None
 
+    def _now(self, what: str) -> None:
+        self.progress.now(f"{self.suite.name} {asdict(self.case)}: {what}")
+
     def _check(self, implementation: Implementation) -> Checked:
         if self.progress.over and implementation.role != "ours":
             raise NotRun("the time was up")
         self._now(f"{implementation.name} is checked")
-        with guarded(self.device, implementation, implementation.bytes_needed(self.case)):
+        with guarded(self.clock.device, implementation, implementation.bytes_needed(self.case)):
             return self.workload.check(implementation)
 
-    def _now(self, what: str) -> None:
-        self.progress.now(f"{self.suite.name} {asdict(self.case)}: {what}")
-
-    def _part(self, part: str, checked: dict[Implementation, Checked]) -> dict[Implementation, list[timing.Seconds]]:
-        """Times of each round; those of an implementation that fails on the way are dropped."""
-        steps: dict[Implementation, timing.Step] = {}
-        calls: list[float] = []
+    def _part(self, part: str, checked: dict[Implementation, Checked]) -> Times:
+        """Times of an implementation that fails on the way are dropped."""
+        warm: dict[Implementation, tuple[timing.Step, float]] = {}
         for implementation, ready in checked.items():
-            if implementation in self._reasons:
-                continue
-            self._now(f"{implementation.name} is warmed up, {part}")
-            warm = self._tried(implementation, partial(self._warm_up, ready, part))
-            if warm is not None:
-                steps[implementation] = warm[0]
-                calls.append(warm[1])
-        wanted = max(ROUNDS, SECONDS[self.device.type] * len(calls) / max(1e-6, sum(calls)))
-        last = time.monotonic() + MAX_SECONDS[self.device.type]
+            if implementation not in self._reasons:
+                self._now(f"{implementation.name} is warmed up, {part}")
+                made = self._tried(implementation, partial(self._warm_up, ready, part))
+                warm |= {} if made is None else {implementation: made}
+        calls = sum(seconds for _, seconds in warm.values())
+        wanted = max(ROUNDS, SECONDS[self.device_type] * len(warm) / max(1e-6, calls))
+        last = time.monotonic() + MAX_SECONDS[self.device_type]
         end = min(last, self.progress.deadline)
-        seconds: dict[Implementation, list[timing.Seconds]] = {implementation: [] for implementation in steps}
+        times: Times = {implementation: [] for implementation in warm}
         order = random.Random(0)
-        self._now(f"{', '.join(i.name for i in steps)} are measured together, {part}")
+        self._now(f"{', '.join(i.name for i in times)} are measured together, {part}")
         for round_number in range(min(MAX_ROUNDS, round(wanted))):
             if round_number and time.monotonic() > (end if round_number >= LEAST_ROUNDS else last):
                 break
-            for implementation in order.sample(list(steps), len(steps)):
-                taken = self._tried(implementation, partial(self.clock.once, steps[implementation]))
+            for implementation in order.sample(list(times), len(times)):
+                taken = self._tried(implementation, partial(self.clock.once, warm[implementation][0]))
                 if taken is None:
-                    del steps[implementation], seconds[implementation]
+                    del times[implementation]
                 else:
-                    seconds[implementation].append(taken)
-        return seconds
+                    times[implementation].append(taken)
+        return times
 
     def _warm_up(self, ready: Checked, part: str) -> tuple[timing.Step, float]:
         step = ready.step(part)
@@ -158,33 +157,22 @@ class _Group:
             raise NotRun(f"takes {seconds:.1f} s, more than {self.progress.slowest:g} s (see --slowest)")
         return step, seconds
 
-    def _row(
-        self,
-        implementation: Implementation,
-        ready: Checked | None,
-        seconds: dict[str, dict[Implementation, list[timing.Seconds]]],
-        ours: Implementation,
-    ) -> Json:
-        wrong, reason = self._reasons.get(implementation, (False, None))
+    def _row(self, i: Implementation, ready: Checked | None, times: dict[str, Times], ours: Implementation) -> Json:
+        wrong, reason = self._reasons.get(i, (False, None))
         case = asdict(self.case) | self.workload.facts
-        row = row_without_times(
-            case, implementation.name, implementation.role, group=self.number, wrong=wrong, reason=reason
-        )
+        row = row_without_times(case, i.name, i.role, group=self.number, wrong=wrong, reason=reason)
         if reason is None and ready is not None:
-            baseline = ours if implementation is not ours and ours.role == "ours" else None
-            row |= {"peak_bytes": ready.peak_bytes, "relative_errors": ready.errors, **ready.facts()}
-            row["parts"] = {
-                part: self._time(part, times[implementation], times.get(baseline, []) if baseline else [])
-                for part, times in seconds.items()
-            }
+            row |= {"peak_bytes": ready.peak_bytes, "relative_errors": ready.errors, **ready.facts(), "parts": {}}
+            for part, taken in times.items():
+                compared = i is not ours and ours.role == "ours"
+                row["parts"][part] = self._time(part, taken[i], taken.get(ours, []) if compared else [])
         return row
 
     def _time(self, part: str, taken: list[timing.Seconds], ours: list[timing.Seconds]) -> Json:
-        times = [one.work for one in taken]
-        host = paired.Timing.of([one.host for one in taken])
+        works, hosts = zip(*taken, strict=True)
         return {
-            "timing": asdict(paired.Timing.of(times)),
-            "host_ms": host.median_ms if self.device.type == "cuda" else None,
+            "timing": asdict(paired.Timing.of(works)),
+            "host_ms": paired.Timing.of(hosts).median_ms if self.device_type == "cuda" else None,
             **asdict(self.case.work(part)),
-            "versus_ours": asdict(paired.compare([one.work for one in ours], times)) if ours else None,
+            "versus_ours": asdict(paired.compare([one.work for one in ours], works)) if ours else None,
         }

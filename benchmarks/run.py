@@ -35,38 +35,18 @@ from benchmarks.suite import SUITES, load_suite
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    def several(option: str, metavar: str, text: str) -> None:
-        parser.add_argument(option, nargs="+", default=[], metavar=metavar, help=text)
-
-    parser.add_argument(
-        "--suite",
-        type=_suites,
-        default=list(SUITES),
-        metavar="NAMES",
-        help=f"some of {','.join(SUITES)} (default: all)",
-    )
-    parser.add_argument(
-        "--budget-minutes", type=float, default=8.0, help="for all suites together, divided evenly (default: 8)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="result file; to an existing one of the same machine and sources, suites are added "
-        "(default: benchmarks/results/DEVICE-TIME.json)",
-    )
-    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda if there is a GPU")
-    several("--where", "FIELD=VALUE", "only cases with these values, such as length=8192")
-    several("--only", "NAME", "only these implementations")
-    several("--without", "NAME", "not these implementations")
-    parser.add_argument(
-        "--slowest",
-        type=float,
-        metavar="SECONDS",
-        help="implementations whose call takes longer are skipped "
-        f"(default: {rounds.SLOWEST['cuda']:g} on a GPU, {rounds.SLOWEST['cpu']:g} on a CPU)",
-    )
-    # Measures a suite in this process: the run calls itself with it.
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    suites, slowest = ",".join(SUITES), "{cuda:g} on a GPU, {cpu:g} on a CPU".format_map(rounds.SLOWEST)
+    add("--suite", type=_suites, default=suites, metavar="NAMES", help=f"separated by commas (default: {suites})")
+    add("--budget-minutes", type=float, default=8.0, help="for all suites together, divided evenly (default: 8)")
+    out = "result file, or one of the same machine and sources to add suites to"
+    add("--out", type=Path, metavar="FILE", help=f"{out} (default: benchmarks/results/DEVICE-TIME.json)")
+    add("--device", choices=["cuda", "cpu"], help="default: cuda if there is a GPU")
+    add("--where", nargs="+", default=[], metavar="FIELD=VALUE", help="only such cases, for example length=8192")
+    add("--only", nargs="+", default=[], metavar="NAME", help="only these implementations")
+    add("--without", nargs="+", default=[], metavar="NAME", help="not these implementations")
+    add("--slowest", type=float, metavar="SECONDS", help=f"skip what takes longer for one call (default: {slowest})")
+    add("--here", action="store_true", help=argparse.SUPPRESS)  # in this process: the run calls itself with it
 
 
 def _suites(text: str) -> list[str]:
@@ -81,28 +61,20 @@ def main(options: argparse.Namespace) -> int:
         return fail(f"--budget-minutes: must be positive, got {options.budget_minutes:g}")
     if any("=" not in item for item in options.where):
         return fail(f"--where: expected FIELD=VALUE, got {' '.join(options.where)}")
-    if options.here:
-        return _measure_here(options)
-    gpu = torch.cuda.is_available() and options.device != "cpu"
-    if options.device == "cuda" and not gpu:
+    if options.device == "cuda" and not torch.cuda.is_available():
         return fail("--device cuda: torch sees no CUDA device")
-    options.device = "cuda" if gpu else "cpu"
-    options.out = (options.out or _default_file(torch.cuda.get_device_name() if gpu else "cpu")).absolute()
-    if options.out.exists():
-        reason = _cannot_add(options.out, options.suite, machine.facts(torch.device(options.device)))
-        if reason:
-            return fail(f"--out: {options.out} exists, {reason}")
+    if options.device is None:
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(options.device)
+    if options.here:
+        deadline = time.monotonic() + 60 * options.budget_minutes
+        progress = rounds.Progress(deadline=deadline, slowest=options.slowest or rounds.SLOWEST[device.type])
+        selection = Selection(options.where, options.only, options.without)
+        return measure_suite(load_suite(*options.suite), device, options.out, selection, progress)
+    options.out = (options.out or _default_file(device)).absolute()
+    if options.out.exists() and (reason := _cannot_add(options.out, options.suite, machine.facts(device))):
+        return fail(f"--out: {options.out} exists, {reason}")
     return _in_processes(options)
-
-
-def _measure_here(options: argparse.Namespace) -> int:
-    progress = rounds.Progress(
-        deadline=time.monotonic() + 60 * options.budget_minutes,
-        slowest=options.slowest or rounds.SLOWEST[options.device],
-    )
-    selection = Selection(options.where, options.only, options.without)
-    (name,) = options.suite
-    return measure_suite(load_suite(name), torch.device(options.device), options.out, selection, progress)
 
 
 def _cannot_add(out: Path, names: Sequence[str], facts: Json) -> str | None:
@@ -122,9 +94,9 @@ def fail(message: str) -> int:
     return 2
 
 
-def _default_file(device_name: str) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "-", device_name.lower())
-    return result.FOLDER / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+def _default_file(device: torch.device) -> Path:
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    return result.FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{time.strftime('%Y%m%d-%H%M%S')}.json"
 
 
 def _in_processes(options: argparse.Namespace) -> int:
@@ -135,6 +107,7 @@ def _in_processes(options: argparse.Namespace) -> int:
         print("No GPU: small cases on the CPU. GPU FIGURES ARE MISSING.", flush=True)
         # torch and compiled peers bring an OpenMP runtime each, whose threads would spin against the other's.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler prints its start and end
     for number, name in enumerate(options.suite):
         minutes = max(0.01, (end - time.monotonic()) / 60 / (len(options.suite) - number))
         process = subprocess.Popen(_command(options, name, minutes), env=environment, cwd=Path(__file__).parent.parent)
@@ -170,12 +143,12 @@ def _wait(process: "subprocess.Popen[bytes]") -> int:
 
 def note_death(out: Path, name: str, status: int) -> str:
     """How the process of a suite ended, which is also written to the result file."""
-    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
     try:
         content = result.read(out).content
         suite = content["suites"][name]
     except (result.BadResult, KeyError):
-        return f"the process was {how} before its first row" if status < 0 else f"the process {how}"
-    suite["stopped"] = f"the process {'was ' if status < 0 else ''}{how} during: {suite['stopped']}"
+        return f"the process {how} before its first row"
+    suite["stopped"] = f"the process {how} during: {suite['stopped']}"
     result.write(out, content)
     return str(suite["stopped"])

@@ -1,23 +1,28 @@
-"""What a suite consists of: cases, the inputs and exact result of a case, and the implementations that are compared."""
+"""What a suite consists of: cases, the inputs and exact result of a case, and the implementations that are compared.
+
+Case: a dataclass whose fields identify it in a result file; `work(part)` is its useful work.
+Workload: the inputs and the exact result of a case on a device. `facts`: further entries of the case in a row;
+`check(implementation)` returns Checked, or raises NotRun or WrongResult.
+"""
 
 import importlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.roofline import Work
 
 SUITES = ("attention", "contrastive", "step")
 # "ours"; "rival": the same result in another way; "bound": less work than asked for, such as attention without the
 # mask; "gemms": the GEMMs alone.
 Role = Literal["ours", "rival", "bound", "gemms"]
 # After one of these errors every later call in the process fails as well. Older torch raises RuntimeError instead.
-STICKY: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
+STICKY: tuple[type[BaseException], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
 
 
 class NotRun(Exception):
@@ -26,14 +31,6 @@ class NotRun(Exception):
 
 class WrongResult(Exception):
     """The result differs from the exact one: no time is reported."""
-
-
-class Case(Protocol):
-    """A dataclass: its fields identify the case in a result file."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def work(self, part: str) -> Work: ...
 
 
 @dataclass(frozen=True)
@@ -51,25 +48,16 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Checked:
-    """An implementation whose results are right.
+    """An implementation whose results are right. peak_bytes: above the inputs, None where unknown.
 
-    step: for a part such as "backward", the function to time. peak_bytes: above the inputs, None where unknown.
-    errors: relative, by result. facts: further entries of its row, asked for after timing.
+    step: for a part such as "backward", the function to time. errors: relative, by result. facts: further entries of
+    its row, asked for after timing.
     """
 
     step: Callable[[str], timing.Step]
     peak_bytes: int | None
     errors: dict[str, float]
     facts: Callable[[], dict[str, Any]] = dict
-
-
-class Workload(Protocol):
-    """Inputs and exact result of a case on a device. facts: what a row's case holds besides the case's fields."""
-
-    facts: dict[str, Any]
-
-    def check(self, implementation: Any) -> Checked:
-        """Raises NotRun or WrongResult."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ class Suite:
     name: str
     parts: tuple[str, ...]
     cases: Callable[[str], Sequence[Any]]
-    workload: Callable[[Any, torch.device], Workload]
+    workload: Callable[[Any, torch.device], Any]
     implementations: Sequence[Implementation]
     on_request: Callable[[str], Sequence[Any]] = lambda _: ()
 
@@ -102,11 +90,11 @@ def guarded(device: torch.device, implementation: Implementation, bytes_needed: 
         raise NotRun(f"needs about {bytes_needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
     try:
         yield
-    except (NotRun, WrongResult, *STICKY):
-        raise
     except torch.OutOfMemoryError:
         raise NotRun("out of memory") from None
     except Exception as error:  # a peer may fail in any way, and the others go on
+        if isinstance(error, (NotRun, WrongResult, *STICKY)):
+            raise
         lines = str(error).splitlines() or [""]
         message = f"{type(error).__name__}: {lines[0].split('. ')[0]}"[:200]
         if implementation.role == "ours":
@@ -115,7 +103,15 @@ def guarded(device: torch.device, implementation: Implementation, bytes_needed: 
         raise NotRun(f"is not installed: {error}" if isinstance(error, ImportError) else message) from None
 
 
-def poison_free_memory(like: Sequence[torch.Tensor]) -> None:
+def relative_error(name: str, got: Tensor, want: Tensor, tolerance: float) -> float:
+    """By the (Frobenius) norm. Raises WrongResult above the tolerance, and for NaN."""
+    error = float((got - want).norm() / want.norm())
+    if not error <= tolerance:
+        raise WrongResult(f"{name} is off by {error:.2g} of its norm")
+    return error
+
+
+def poison_free_memory(like: Sequence[Tensor]) -> None:
     """Fills memory that the allocator hands out next with NaN: results that are never written do not look right."""
     for poison in [torch.empty_like(x) for x in like]:
         poison.fill_(torch.nan)

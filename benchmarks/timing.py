@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,38 +23,31 @@ class Seconds(NamedTuple):
 
 
 class Clock:
-    """Times calls. On a GPU it overwrites the L2 cache before each one.
-
-    The host gets ahead by about 0.2 ms meanwhile: a step that keeps it for longer is measured with its launches.
-    total: seconds of all calls so far.
-    """
+    """Times calls. total: seconds of all calls so far."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.total = device, 0.0
         self._flushed: Tensor | None = None
 
     def once(self, step: Step) -> Seconds:
-        """One call of `step`."""
-        seconds = self._on_a_gpu(step) if self.device.type == "cuda" else self._on_a_cpu(step)
-        self.total += seconds.work
-        return seconds
+        """One call of `step`, on a GPU after overwriting the L2 cache.
 
-    def _on_a_cpu(self, step: Step) -> Seconds:
+        The host gets ahead by about 0.2 ms meanwhile: a step that keeps it for longer is measured with its launches.
+        """
+        self.flush()
+        gpu = self.device.type == "cuda"
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * gpu)]
+        if gpu:
+            events[0].record()
         start = time.perf_counter()
         step()
-        seconds = time.perf_counter() - start
-        return Seconds(seconds, seconds)
-
-    def _on_a_gpu(self, step: Step) -> Seconds:
-        self.flush()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        host = time.perf_counter()
-        step()
-        host = time.perf_counter() - host
-        end.record()
-        end.synchronize()
-        return Seconds(start.elapsed_time(end) / 1e3, host)
+        work = host = time.perf_counter() - start
+        if gpu:
+            events[1].record()
+            events[1].synchronize()
+            work = events[0].elapsed_time(events[1]) / 1e3
+        self.total += work
+        return Seconds(work, host)
 
     def flush(self) -> None:
         """Overwrites the L2 cache of a GPU."""
@@ -87,33 +81,25 @@ def allocated_bytes(device: torch.device) -> int:
     return _linux_bytes("/proc/self/status", "VmRSS") or 0
 
 
-def peak_bytes(step: Step, device: torch.device) -> int | None:
-    """Peak memory of all tensors on a GPU during `step`, which is waited for.
+def peak_above(base: int, step: Step, device: torch.device) -> int | None:
+    """Peak memory of all tensors on a GPU during `step`, above `base`, the allocated_bytes before it was made.
 
-    On a CPU the peak of the process, as Linux counts it (to about a MiB); None where it does not.
+    On a CPU the peak of the process, as Linux counts it (to about a MiB), above its present memory, so that imported
+    modules do not count; None where it is unknown.
     """
+    peak: int | None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         step()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    except OSError:
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        base, peaks = allocated_bytes(device), Path("/proc/self/clear_refs")
+        resets = os.access(peaks, os.W_OK)
+        if resets:
+            peaks.write_text("5")
         step()
-        return None
-    step()
-    return _linux_bytes("/proc/self/status", "VmHWM")
-
-
-def peak_above(base: int, step: Step, device: torch.device) -> int | None:
-    """peak_bytes less `base`, the allocated_bytes before an implementation was made.
-
-    On a CPU less the present memory of the process, so that imported modules do not count.
-    """
-    if device.type == "cpu":
-        base = allocated_bytes(device)
-    peak = peak_bytes(step, device)
+        peak = _linux_bytes("/proc/self/status", "VmHWM") if resets else None
     return None if peak is None else max(0, peak - base)
 
 

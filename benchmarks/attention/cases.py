@@ -7,6 +7,7 @@ tokens.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, cycle
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch._functorch import config as functorch_config
 
 from benchmarks import timing
 from benchmarks.roofline import Work, attention_work
-from benchmarks.suite import Checked, Implementation, NotRun, WrongResult, poison_free_memory
+from benchmarks.suite import Checked, Implementation, NotRun, poison_free_memory, relative_error
 from conan_fast import build_info
 
 # A backward pass is repeated, so what a compiled forward pass saved must outlive it.
@@ -56,15 +57,8 @@ class Case:
         return torch.linspace(self.shortest or self.length, self.length, self.batch).int().tolist()
 
     def work(self, part: str) -> Work:
-        return attention_work(
-            part=part,
-            tokens=sum(self.lengths),
-            scores=sum(length**2 for length in self.lengths),
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            element_size=self.element_size,
-        )
+        tokens, scores = sum(self.lengths), sum(length**2 for length in self.lengths)
+        return attention_work(part, tokens, scores, self.heads, self.kv_heads, self.head_dim, self.element_size)
 
 
 def cases(device_type: str) -> list[Case]:
@@ -113,26 +107,15 @@ def our_backend(device: torch.device) -> str:
     return "cuda" if device.type == "cuda" and "cuda" in build_info()["available_backends"] else "torch"
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """leaves: q, k, v."""
-
-    leaves: list[Tensor]
-    grad_out: Tensor
-
-    @staticmethod
-    def random(case: Case, device: torch.device, seed: int) -> "Inputs":
-        generator = torch.Generator(device).manual_seed(seed)
-        rows = (case.batch, case.length) if case.shortest is None else (sum(case.lengths),)
-        *leaves, grad_out = (
-            torch.randn(*rows, heads, case.head_dim, device=device, generator=generator).to(DTYPES[device.type])
-            for heads in (case.heads, case.kv_heads, case.kv_heads, case.heads)
-        )
-        return Inputs([x.requires_grad_() for x in leaves], grad_out)
-
-    @property
-    def all(self) -> list[Tensor]:
-        return [*self.leaves, self.grad_out]
+def random_inputs(case: Case, device: torch.device, seed: int) -> list[Tensor]:
+    """q, k and v, which require gradients, and the gradient of the output."""
+    generator = torch.Generator(device).manual_seed(seed)
+    rows = (case.batch, case.length) if case.shortest is None else (sum(case.lengths),)
+    *leaves, grad_out = (
+        torch.randn(*rows, heads, case.head_dim, device=device, generator=generator).to(DTYPES[device.type])
+        for heads in (case.heads, case.kv_heads, case.kv_heads, case.heads)
+    )
+    return [*(x.requires_grad_() for x in leaves), grad_out]
 
 
 class Workload:
@@ -142,9 +125,9 @@ class Workload:
         self.case, self.device = case, device
         self.facts: dict[str, Any] = {"dtype": str(DTYPES[device.type]).removeprefix("torch.")}
         self.facts["our_backend"] = our_backend(device)
-        inputs = Inputs.random(case, device, 0)
-        size = sum(x.nbytes for x in inputs.all)
-        self.inputs = [inputs, *(Inputs.random(case, device, seed) for seed in range(1, timing.rotation(size)))]
+        inputs = random_inputs(case, device, 0)
+        turns = timing.rotation(sum(x.nbytes for x in inputs))
+        self.inputs = [inputs, *(random_inputs(case, device, seed) for seed in range(1, turns))]
         pairs = case.batch * case.kv_heads
         chosen = torch.linspace(0, pairs - 1, min(pairs, CHECKED_HEADS)).round().int().tolist()
         self._checked = [divmod(pair, case.kv_heads) for pair in chosen]
@@ -154,29 +137,29 @@ class Workload:
         """Raises NotRun or WrongResult. errors: the largest of any checked head."""
         if self.case.layout not in implementation.layouts:
             raise NotRun(f"is not measured on a batch of {self.case.layout} sequences")
-        inputs = self.inputs[0]
+        *leaves, grad_out = self.inputs[0]
         expected = self._expectation(implementation.alpha)
         base = timing.allocated_bytes(self.device)
         attention = implementation.build(self.case, self.device)
 
         def step() -> list[Tensor]:
-            out = attention(*inputs.leaves)
-            return [out.detach(), *torch.autograd.grad(out, inputs.leaves, inputs.grad_out)]
+            out = attention(*leaves)
+            return [out.detach(), *torch.autograd.grad(out, leaves, grad_out)]
 
-        poison_free_memory(inputs.all)
+        poison_free_memory(self.inputs[0])
         errors = self._errors(implementation, step(), expected)
-        return Checked(lambda part: self._step(attention, part), timing.peak_above(base, step, self.device), errors)
+        return Checked(partial(self._step, attention), timing.peak_above(base, step, self.device), errors)
 
     def _step(self, attention: Attention, part: str) -> timing.Step:
         """One pass, of the inputs in turn; for "backward" the forward pass of each is run here, once."""
         if part == "forward":
-            turns = cycle(self.inputs)
-            return lambda: attention(*next(turns).leaves)
-        graphs = cycle([(attention(*x.leaves), x) for x in self.inputs])
+            turns = cycle([leaves for *leaves, _ in self.inputs])
+            return lambda: attention(*next(turns))
+        graphs = cycle([(attention(*leaves), leaves, grad_out) for *leaves, grad_out in self.inputs])
 
         def backward() -> None:
-            out, inputs = next(graphs)
-            torch.autograd.grad(out, inputs.leaves, inputs.grad_out, retain_graph=True)
+            out, leaves, grad_out = next(graphs)
+            torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
 
         return backward
 
@@ -187,11 +170,8 @@ class Workload:
         errors = dict.fromkeys(("out", "dq", "dk", "dv"), 0.0)
         for (sequence, kv_head), wanted in zip(self._checked, expected, strict=True):
             for key, got, want in zip(errors, self._head(results, sequence, kv_head), wanted, strict=True):
-                error = float((got - want).norm() / want.norm())
-                if not error <= tolerance:  # NaN too
-                    where = f"sequence {sequence}, key/value head {kv_head}"
-                    raise WrongResult(f"{key} of {where} is off by {error:.2g} of its norm")
-                errors[key] = max(errors[key], error)
+                name = f"{key} of sequence {sequence}, key/value head {kv_head}"
+                errors[key] = max(errors[key], relative_error(name, got, want, tolerance))
         return errors
 
     def _head(self, tensors: Sequence[Tensor], sequence: int, kv_head: int) -> list[Tensor]:
@@ -204,7 +184,7 @@ class Workload:
     def _expectation(self, alpha: float) -> list[list[Tensor]]:
         """[out, dq, dk, dv] of each checked head."""
         if alpha not in self._expected:
-            tensors = [x.detach() for x in self.inputs[0].all]
+            tensors = [x.detach() for x in self.inputs[0]]
             heads = [self._head(tensors, *pair) for pair in self._checked]
             self._expected[alpha] = [float64_attention(*head, alpha=alpha) for head in heads]
         return self._expected[alpha]

@@ -3,11 +3,10 @@
 N pairs, K hard negatives for each, which all queries share, and Matryoshka dims up to D.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.functional import normalize
 
 from benchmarks import timing
 from benchmarks.roofline import Work, info_nce_work
-from benchmarks.suite import Checked, Implementation, WrongResult, poison_free_memory
+from benchmarks.suite import Checked, Implementation, WrongResult, poison_free_memory, relative_error
 from conan_fast import info_nce
 
 PARTS = ("both",)
@@ -65,7 +64,7 @@ def cases(device_type: str) -> list[Case]:
     dims, size = DIMS[device_type], DTYPES[device_type].itemsize
     first = {"cuda": 16384, "cpu": 1024}[device_type]
     found = []
-    for pairs, dim, negatives in itertools.product(PAIRS[device_type], dims, NEGATIVES[device_type]):
+    for pairs, dim, negatives in product(PAIRS[device_type], dims, NEGATIVES[device_type]):
         for prefixes in dict.fromkeys((matryoshka(dim), (dim,))):
             distance = abs(math.log(pairs / first, 4)) + (dim != max(dims)) + (len(prefixes) == 1)
             found.append((distance, Case(pairs, negatives, dim, prefixes, size)))
@@ -116,8 +115,7 @@ class ContrastiveImplementation(Implementation):
 
     def bytes_needed(self, case: Case) -> int:
         squares = self.squares + self.squares_per_dim * len(case.dims)
-        texts = case.pairs + case.candidates
-        features = texts * (4 * case.dim + self.prefixes * sum(case.dims))
+        features = (case.pairs + case.candidates) * (4 * case.dim + self.prefixes * sum(case.dims))
         return case.element_size * (squares * case.pairs * case.candidates + features)
 
 
@@ -147,16 +145,14 @@ class Workload:
     def __init__(self, case: Case, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self.case, self.device, self.dtype = case, device, dtype or DTYPES[device.type]
         first = self._embeddings(0)
-        size = sum(x.nbytes for x in first)
-        self.inputs = [first, *(self._embeddings(seed) for seed in range(1, timing.rotation(size)))]
+        turns = timing.rotation(sum(x.nbytes for x in first))
+        self.inputs = [first, *(self._embeddings(seed) for seed in range(1, turns))]
         backend, reason = our_backend(first, case.dims)
-        self.facts: dict[str, Any] = {
-            "candidates": case.candidates,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "our_backend": backend,
-            "kernels_not_used": reason,
-        }
+        self.facts: dict[str, Any] = {"candidates": case.candidates, "dtype": str(self.dtype).removeprefix("torch.")}
+        self.facts |= {"our_backend": backend, "kernels_not_used": reason}
         self._checked = torch.linspace(0, case.pairs - 1, min(CHECKED, case.pairs)).round().long().to(device)
+        # Of hard negatives one of each checked query, in turn.
+        self._places = torch.arange(len(self._checked), device=device) % max(1, case.negatives)
         self._expected: list[Tensor] | None = None
 
     def _embeddings(self, seed: int) -> list[Tensor]:
@@ -196,34 +192,24 @@ class Workload:
         for name, result, want in zip(NAMES, results, expected, strict=False):
             if not result.isfinite().all():
                 raise WrongResult(f"the gradient of the {name} is not finite")
-            errors[name] = float((self._some(result).to(want.dtype) - want).norm() / want.norm())
-            if not errors[name] <= tolerance:
-                raise WrongResult(f"the gradient of the {name} is off by {errors[name]:.2g} of its norm")
+            got = result[self._checked] if result.ndim == 2 else result[self._checked, self._places]
+            errors[name] = relative_error(f"the gradient of the {name}", got.to(want.dtype), want, tolerance)
         if len(errors) != len(self.inputs[0]):
             raise WrongResult(f"returned {len(errors)} gradients for {len(self.inputs[0])} inputs")
         return errors
 
-    def _some(self, x: Tensor) -> Tensor:
-        """The checked rows; of hard negatives one of each checked query, in turn."""
-        if x.ndim == 2:
-            return x[self._checked]
-        return x[self._checked, torch.arange(len(self._checked), device=self.device) % x.shape[1]]
-
     def _expectation(self) -> list[Tensor]:
         """The gradients of the checked rows of queries, positives and, if there are any, negatives."""
         if self._expected is None:
-            case, checked = self.case, self._checked
+            case, columns = self.case, [self._checked]
             work = case.pairs * case.candidates * sum(case.dims)
             dtype = torch.float64 if work <= FLOAT64_PRODUCTS else torch.float32
-            columns = [checked]
             if case.negatives:
-                places = torch.arange(len(checked), device=self.device) % case.negatives
-                columns.append(case.pairs + checked * case.negatives + places)
+                columns.append(case.pairs + self._checked * case.negatives + self._places)
             queries, *others = (x.detach() for x in self.inputs[0])
-            rows, more = exact_gradients(
-                queries, all_candidates(*others), case.dims, checked, torch.cat(columns), dtype
-            )
-            self._expected = [rows, *more.split(len(checked))]
+            candidates = all_candidates(*others)
+            rows, more = exact_gradients(queries, candidates, case.dims, self._checked, torch.cat(columns), dtype)
+            self._expected = [rows, *more.split(len(self._checked))]
         return self._expected
 
 
@@ -242,8 +228,7 @@ def exact_gradients(
     for a candidate's gradient, so every score is computed, some rows at a time.
     """
     count, size = queries.shape
-    grad_rows = torch.zeros(len(rows), size, dtype=dtype, device=queries.device)
-    grad_columns = torch.zeros(len(columns), size, dtype=dtype, device=queries.device)
+    grad_rows, grad_columns = (queries.new_zeros(len(x), size, dtype=dtype) for x in (rows, columns))
     own = torch.arange(count, device=queries.device)
     step = max(1, block_bytes // (dtype.itemsize * len(candidates)))
     for dim in dims:

@@ -22,7 +22,7 @@ _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 def resources(kernels: Sequence[Kernel], family: Family, case: Case) -> list[str]:
     """kernels: one for each architecture."""
     held = [_occupancy(kernel, family, case) for kernel in kernels]
-    rows = {
+    rows: dict[str, Sequence[object]] = {
         "registers of a thread": [kernel.registers for kernel in kernels],
         "threads of a block": [kernel.threads for kernel in kernels],
         "shared memory of a block, static": [kernel.static_shared for kernel in kernels],

@@ -51,5 +51,5 @@ def cases(runs: Iterable[Run], operation: Operation) -> list[dict[str, Any]]:
 def _times(runs: Iterable[Run], operation: Operation) -> Iterator[Time]:
     for run in runs:
         for row in run.rows(operation.suite):
-            if row.name == operation.implementation and row.timed and (time := row.time(operation.part)):
+            if row.name == operation.implementation and row.timed and (time := row.parts.get(operation.part)):
                 yield time

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.report import tables
+from benchmarks.report.tables import TITLES
 from benchmarks.result import FOLDER, BadResult, Run, by_case, read
 from benchmarks.suite import load_suite
 
@@ -39,7 +40,6 @@ METHOD = """\
   overlap with the step before, such as tokenising.
 - Peak memory is above the inputs; for a step it is all memory. On a CPU it is that of the process, to about a MiB.
 """
-TITLES = {"attention": "Soft-masked attention", "contrastive": "InfoNCE", "step": "Training step"}
 CAPTIONS = {
     "top": "Times of the first case of each suite, ours and the peers",
     "roofline": "Useful FLOP/s of our operators under the measured ceilings",
@@ -132,7 +132,8 @@ def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str)
     yield "\n".join(_machine(run, names))
     others = [f"- `pictures/{path.name}`: {_caption(name)}" for name, path in saved.items() if name != "top"]
     if others:
-        yield "Further pictures are not tracked by git; `python -m benchmarks report` writes them:\n\n" + "\n".join(others)
+        yield "Further pictures are not tracked by git; `python -m benchmarks report` writes them:"
+        yield "\n".join(others)
     for name in names:
         yield from _of_suite(run, name)
 
@@ -157,17 +158,15 @@ def _caption(name: str) -> str:
 
 def _of_suite(run: Run, suite: str) -> Iterator[str]:
     yield f"## {TITLES[suite]}: {run.gpu or 'CPU'}"
-    if stopped := run.stopped(suite):
+    if stopped := run.suites[suite]["stopped"]:
         yield f"The run is incomplete; stopped: {stopped}."
     rows = run.rows(suite)
     if suite == "step":
+        yield "The shares of the parts, from attention on, are from an extra step that was instrumented."
         yield tables.steps(rows)
-        if parts := tables.breakdown(rows):
-            yield "Time by part, from extra steps:"
-            yield parts
     else:
         for number, (case, some) in enumerate(by_case(rows).items()):
-            table = f"**{case}**\n\n{tables.of_case(list(some.values()))}"
+            table = f"**{case}**\n\n{tables.of_case(some)}"
             yield table if number == 0 else f"<details><summary>{case}</summary>\n\n{table}\n\n</details>"
     yield "**Not measured**"
     yield tables.absent(run, suite)

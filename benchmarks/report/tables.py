@@ -5,24 +5,18 @@ from collections.abc import Iterator, Sequence
 from benchmarks.report import text
 from benchmarks.result import Row, Run, Time, by_case
 
+TITLES = {"attention": "Soft-masked attention", "contrastive": "InfoNCE", "step": "Training step"}
 PARTS = ("attention", "projections", "loss", "optimiser", "rest")  # of a step
 BASELINES = ("eager", "transformers_sdpa")
 _ROLES = {"ours": "**ours**", "rival": "same result", "bound": "does less", "gemms": "GEMMs only"}
-_NAMES = {
-    ("attention", "forward"): "soft-masked attention, forward",
-    ("attention", "backward"): "soft-masked attention, backward",
-    ("contrastive", "both"): "InfoNCE, forward + backward",
-    ("step", "step"): "training step",
-}
 
 
 def first_cases(run: Run, suite: str) -> list[list[Row]]:
     """The rows of the suite's first case in which ours has a time; of the step the first of each stage."""
     cases: dict[str, list[Row]] = {}
     for rows in by_case(run.rows(suite)).values():
-        some = list(rows.values())
-        if any(row.name == "ours" and row.timed for row in some):
-            cases.setdefault(some[0]["case"].get("stage", ""), some)
+        if any(row.name == "ours" and row.timed for row in rows):
+            cases.setdefault(rows[0]["case"].get("stage", ""), rows)
     return list(cases.values())
 
 
@@ -41,19 +35,17 @@ def summary(run: Run, suites: Sequence[str]) -> str:
 def _summary_lines(run: Run, suite: str) -> Iterator[list[str]]:
     for rows in first_cases(run, suite):
         ours = next(row for row in rows if row.name == "ours")
-        baseline = [row for row in rows if row.name in BASELINES]
-        for time in ours.times():
-            yield [
-                f"{_NAMES[suite, time.part]}<br>{ours.case}",
-                _ms(time),
-                f"{time.share_of_roofline:.0%} ({text.milliseconds(time.roofline_ms)})",
-                *(_fastest([row for row in rows if row.role == role], time.part) for role in ("rival", "bound")),
-                _fastest(baseline, time.part),
-            ]
+        groups = [[row for row in rows if row.role == role] for role in ("rival", "bound")]
+        groups.append([row for row in rows if row.name in BASELINES])
+        for time in ours.parts.values():
+            part = {"both": ", forward + backward", "step": ""}.get(time.part, f", {time.part}")
+            roofline = f"{time.roofline_ms / time.ms:.0%} ({text.milliseconds(time.roofline_ms)})"
+            fastest = [_fastest(group, time.part) for group in groups]
+            yield [f"{TITLES[suite]}{part}<br>{ours.case}", _ms(time), roofline, *fastest]
 
 
 def _fastest(rows: Sequence[Row], part: str) -> str:
-    times = [time for row in rows if row.timed and (time := row.time(part)) is not None]
+    times = [time for row in rows if row.timed and (time := row.parts.get(part)) is not None]
     time = min(times, key=lambda time: time.ms, default=None)
     return "-" if time is None else f"`{time.row.name}`: {text.ratio(time.versus_ours)}"
 
@@ -68,28 +60,47 @@ def of_case(rows: Sequence[Row]) -> str:
     if not shown:
         return "No implementation has a time in this case."
     header = ["", ""]
-    for time in shown[0].times():
+    for time in shown[0].parts.values():
         header += [time.part, "10-90 %", "/ ours", "TFLOP/s", "of roofline"]
     lines = []
     for row in shown:
         cells = [f"`{row.name}`", _ROLES[row.role]]
-        for time in row.times():
-            low, high = time.spread
-            cells += [_ms(time), f"{low:.3g}-{high:.3g}", text.ratio(time.versus_ours)]
-            cells += [f"{time.flop_per_s / 1e12:.3g}", f"{time.share_of_roofline:.1%}"]
-        rounds = min(time.rounds for time in row.times())
+        for time in row.parts.values():
+            spread = f"{time.timing['low_ms']:.3g}-{time.timing['high_ms']:.3g}"
+            cells += [_ms(time), spread, text.ratio(time.versus_ours)]
+            cells += [f"{time.flop_per_s / 1e12:.3g}", f"{time.roofline_ms / time.ms:.1%}"]
+        rounds = min(time.timing["rounds"] for time in row.parts.values())
         lines.append([*cells, text.memory(row["peak_bytes"]), str(rounds)])
     return text.table([*header, "peak memory", "rounds"], lines, numbers_from=2)
+
+
+def steps(rows: Sequence[Row]) -> str:
+    """Tokens per second and model FLOP utilisation of each step, and its parts."""
+    lines = []
+    for row in (row for row in rows if row.timed):
+        (time,) = row.parts.values()
+        padded, shares = row.content.get("padded_tokens"), row.content.get("breakdown") or {}
+        lines.append(
+            [
+                f"{row.case}: `{row.name}`",
+                _ms(time),
+                text.ratio(time.versus_ours),
+                f"{row['tokens'] / time.ms * 1e3:,.0f}",
+                f"{time.flop_per_s / row.run.ceilings(row.suite).gemm_flop_per_s:.1%}",
+                text.memory(row["peak_bytes"]),
+                "-" if padded is None else f"{padded / row['tokens'] - 1:.0%}",
+                *(f"{shares[part]:.0%}" if part in shares else "-" for part in PARTS),
+            ]
+        )
+    return text.table(["", "step", "/ ours", "tokens/s", "MFU", "peak memory", "padding", *PARTS], lines)
 
 
 def absent(run: Run, suite: str) -> str:
     """Implementations without a time in some case: the reasons, and the cases of each."""
     cases = by_case(run.rows(suite))
     reasons: dict[tuple[str, bool, str], list[str]] = {}
-    for case, rows in cases.items():
-        for row in rows.values():
-            if not row.timed:
-                reasons.setdefault((row.name, row["wrong"], row["reason"]), []).append(case)
+    for row in (row for row in run.rows(suite) if not row.timed):
+        reasons.setdefault((row.name, row["wrong"], row["reason"]), []).append(row.case)
     if not reasons:
         return "Every implementation ran in every case."
     lines = []
@@ -109,45 +120,11 @@ def fallbacks(run: Run, suites: Sequence[str]) -> str:
     """Cases on a GPU in which ours was not the kernels; "" if there are none."""
     rows = [row for suite in suites for row in run.rows(suite) if run.gpu]
     without = [row for row in rows if row["case"].get("our_backend", "cuda") != "cuda"]
-    reasons = (row["case"].get("kernels_not_used") or "the kernels are missing" for row in without)
-    return "; ".join(dict.fromkeys(f"{row.case} ({reason})" for row, reason in zip(without, reasons, strict=True)))
+    texts = [f"{row.case} ({row['case'].get('kernels_not_used') or 'the kernels are missing'})" for row in without]
+    return "; ".join(dict.fromkeys(texts))
 
 
 def about(run: Run, suite: str, known: dict[str, str]) -> str:
     """What each implementation is."""
     names = dict.fromkeys(row.name for row in run.rows(suite))
     return "\n".join(f"- `{name}`: {known[name]}" for name in names if name in known)
-
-
-def breakdown(rows: Sequence[Row]) -> str | None:
-    """The parts of each step; None if no row has them."""
-    lines = []
-    for row in rows:
-        if row.timed and row.content.get("breakdown"):
-            shares = [row["breakdown"].get(part) for part in PARTS]
-            shown = ["in the rest" if share is None else f"{share:.0%}" for share in shares]
-            lines.append([row.case, f"`{row.name}`", text.milliseconds(row.ms), *shown])
-    return text.table(["case", "", "step", *PARTS], lines, numbers_from=2) if lines else None
-
-
-def steps(rows: Sequence[Row]) -> str:
-    """Tokens per second and model FLOP utilisation of each step."""
-    lines = []
-    for row in rows:
-        if row.timed:
-            (time,) = row.times()
-            padded = row.content.get("padded_tokens")
-            lines.append(
-                [
-                    row.case,
-                    f"`{row.name}`",
-                    _ms(time),
-                    f"{row['tokens'] / time.ms * 1e3:,.0f}",
-                    f"{time.flop_per_s / row.run.ceilings(row.suite).gemm_flop_per_s:.1%}",
-                    text.memory(row["peak_bytes"]),
-                    "-" if padded is None else f"{padded / row['tokens'] - 1:.0%}",
-                    text.ratio(time.versus_ours),
-                ]
-            )
-    header = ["case", "", "step", "tokens/s", "MFU", "peak memory", "padding", "/ ours"]
-    return text.table(header, lines, numbers_from=2)

@@ -1,4 +1,4 @@
-"""Which parts take the time of a step, by torch's profiler, in extra steps.
+"""Which parts take the time of a step, by torch's profiler, in an extra step.
 
 A part is what runs under its name in the forward pass, and the backward operations of the graph nodes made there.
 """
@@ -16,19 +16,17 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from benchmarks import timing
 from benchmarks.step.implementation import Running
 
-STEPS = 3
 BACKWARD = "autograd::engine::evaluate_function: "  # names of the profiler's events
 PARTS = {"attention": "attention", "aten::linear": "projections", "loss": "loss", "Optimizer.step": "optimiser"}
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """shares: of the time of the extra steps; "rest" is what belongs to no other part, on a GPU also its idle time.
+    """shares: of the time of the step; "rest" is what belongs to no other part, on a GPU also its idle time.
 
-    positions: of a step's forward passes with a graph, padding included.
+    positions: of the forward passes with a graph, padding included.
     """
 
     shares: dict[str, float]
@@ -36,8 +34,11 @@ class Breakdown:
 
 
 def breakdown(running: Running, device: torch.device) -> Breakdown:
-    """Of STEPS extra steps. The loss is in the rest if it cannot be separated."""
-    clock, positions = timing.Clock(device), 0
+    """Of one extra step, for the profiler needs about 0.1 ms for each of its many events afterwards.
+
+    The loss is in the rest if it cannot be separated.
+    """
+    positions = 0
 
     def count(_: nn.Module, inputs: tuple[Tensor]) -> None:
         nonlocal positions
@@ -45,13 +46,10 @@ def breakdown(running: Running, device: torch.device) -> Breakdown:
 
     hook = running.llama.embed_tokens.register_forward_pre_hook(count)
     try:
-        with marked(running), profiler(device) as profiled:
-            for _ in range(STEPS):
-                clock.flush()
-                with record_function("step"):
-                    running.step()
-                    if device.type == "cuda":
-                        torch.cuda.synchronize(device)
+        with marked(running), profiler(device) as profiled, record_function("step"):
+            running.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
     finally:
         hook.remove()
     events = profiled.events() or []
@@ -61,7 +59,7 @@ def breakdown(running: Running, device: torch.device) -> Breakdown:
         time = event.cpu_time_total if device.type == "cpu" else event.device_time_total
         seconds[part] = seconds.get(part, 0.0) + time
     shares = {part: time / total for part, time in seconds.items()}
-    return Breakdown(shares | {"rest": 1 - sum(shares.values())}, positions // STEPS)
+    return Breakdown(shares | {"rest": 1 - sum(shares.values())}, positions)
 
 
 def profiler(device: torch.device) -> profile:
@@ -86,7 +84,7 @@ def marked(running: Running) -> Iterator[None]:
 def events_of_parts(events: Sequence[FunctionEvent]) -> list[tuple[str, FunctionEvent]]:
     """The outermost events of each part, forward and backward."""
     cpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
-    nodes: dict[tuple[int, int], str | None] = {}  # the part that made a graph node, by thread and sequence number
+    nodes: dict[tuple[int | None, int], str | None] = {}  # by thread and sequence number: the part that made it
     for event in sorted(cpu, key=lambda event: event.time_range.start):
         if event.sequence_nr >= 0 and not event.fwd_thread:
             # Operations that make no node have the number of the next: the last one with a number has made the node.

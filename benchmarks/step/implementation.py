@@ -4,14 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaModel
 
 from benchmarks.step.models import Parameters, recipe_of
-from benchmarks.step.task import Case, StageName, Task, lengths
+from benchmarks.step.task import STEP, Case, StageName, Task, lengths
 from benchmarks.suite import Implementation
+from train.loop import Stage, make_optimizer, train_step
 
 STATE_BYTES = 16  # a parameter, its gradient and two moments, in float32
 COPY_BYTES = 2  # of a matrix: autocast's in bfloat16
@@ -35,6 +37,28 @@ class Running(ABC):
     def marked_loss(self) -> AbstractContextManager[object]:
         """Within it the loss runs under record_function("loss"), unless it always does or cannot be separated."""
         return nullcontext()
+
+
+class StageRunning(Running):
+    """A stage in the training program's own loop."""
+
+    def __init__(self, task: Task) -> None:
+        self.model = task.model()
+        self.llama = self.model.model
+        self.stage = self.stage_of(task)
+        self.optimizer = make_optimizer(self.model, self.stage.recipe)
+
+    @abstractmethod
+    def stage_of(self, task: Task) -> Stage[Any]:
+        """Its batch is all pairs of the task."""
+
+    def backward(self, task: Task) -> Tensor:
+        values, _ = self.stage_of(task).backward(self.model, STEP)
+        return torch.as_tensor(values["loss"])
+
+    def step(self) -> None:
+        train_step(self.stage, self.model, self.optimizer, STEP)
+        self.optimizer.zero_grad(set_to_none=True)  # the next step would; until then others have the memory
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +16,21 @@ from train.recipe import ModelRecipe, Recipe, SupervisedRecipe, TokenizerRecipe,
 MOVED = {"matrix": 10, "embedding": 6}
 
 
-def _recipe(name: str, vocab_size: int, dims: list[int], **sizes: Any) -> Recipe:
-    heads = {"num_hidden_layers": 12, "num_attention_heads": 16, "num_key_value_heads": 4}
-    return Recipe(
-        name=name,
-        tokenizer=TokenizerRecipe(vocab_size=vocab_size),
-        model=ModelRecipe(**heads, **sizes),
-        supervised=SupervisedRecipe(dims=dims),
+def _recipe(name: str, vocab_size: int, hidden: int, intermediate: int, dims: list[int]) -> Recipe:
+    model = ModelRecipe(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=12,
+        num_attention_heads=16,
+        num_key_value_heads=4,
     )
+    tokenizer, supervised = TokenizerRecipe(vocab_size=vocab_size), SupervisedRecipe(dims=dims)
+    return Recipe(name=name, tokenizer=tokenizer, model=model, supervised=supervised)
 
 
 _RECIPES = {
-    "small": _recipe("small", 32_768, [128, 256, 384, 512, 640, 896, 1024], hidden_size=1024, intermediate_size=2816),
-    "medium": _recipe("medium", 65_536, [256, 512, 768, 1024, 1536, 2048], hidden_size=2048, intermediate_size=5632),
+    "small": _recipe("small", 32_768, 1024, 2816, [128, 256, 384, 512, 640, 896, 1024]),
+    "medium": _recipe("medium", 65_536, 2048, 5632, [256, 512, 768, 1024, 1536, 2048]),
 }
 
 

@@ -21,15 +21,13 @@ class Stepwise:
 
     def advance(self) -> None:
         """Raises what the work raises; RuntimeError if it is over."""
-        if self._turns.over:
+        turns = self._turns
+        if turns.over:
             raise RuntimeError("the work is over")
-        self._turns.go.release()
-        self._turns.paused.acquire()
-        if (error := self._turns.error) is not None:
-            self._turns.error = None
-            raise error
-        if self._turns.over:
-            raise RuntimeError("the work came to its end")
+        turns.go.release()
+        turns.paused.acquire()
+        if turns.over:
+            raise turns.error or RuntimeError("the work came to its end")
 
 
 class _Stopped(BaseException):
@@ -48,13 +46,10 @@ class _Turns:
         try:
             self.wait()
             work(self.pause)
-        except _Stopped:
-            pass
         except BaseException as error:
             self.error = error
-        finally:
-            self.over = True
-            self.paused.release()
+        self.over = True
+        self.paused.release()
 
     def pause(self) -> None:
         self.paused.release()

@@ -217,10 +217,7 @@ def test_xformers(install, name, head_dim):
 )
 def test_what_is_not_installed_is_named(remove, implementation):
     remove("flash_attn", "flash_attn_3", "flash_attn_interface", "xformers")
-    with (
-        pytest.raises(NotRun, match=r"^is not installed: .*(flash_attn|xformers)"),
-        guarded(CPU, implementation),
-    ):
+    with pytest.raises(NotRun, match=r"^is not installed: .*(flash_attn|xformers)"), guarded(CPU, implementation):
         workload(16).check(implementation)
 
 

@@ -186,6 +186,25 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.record.line", lambda row: row.name)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's processes are calls."""
+
+    class Here:
+        def __init__(self, arguments: list[str], **_: object) -> None:
+            try:
+                self.status = main(arguments[3:])
+            except SystemExit as error:
+                self.status = error.code
+            except RuntimeError:
+                self.status = 1
+
+        def wait(self) -> int:
+            return self.status
+
+    monkeypatch.setattr(subprocess, "Popen", Here)
+
+
 def measured(suite: Suite, out: Path, progress: rounds.Progress | None = None, **selection: object) -> int:
     return measure_suite(suite, CPU, out, Selection(**selection), progress or rounds.Progress())
 
@@ -233,7 +252,7 @@ def test_spent_budget_leaves_a_smaller_result(tmp_path: Path) -> None:
     assert suite["rows"] == [] and "before 2 of 2 cases" in suite["stopped"]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "in_this_process")
 def test_a_suite_that_dies_is_noted_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,19 +274,6 @@ def test_a_suite_that_dies_is_noted_and_the_others_go_on(
     }
     monkeypatch.setattr(command, "load_suite", found.__getitem__)
 
-    class Here:
-        def __init__(self, arguments: list[str], **_: object) -> None:
-            try:
-                self.status = main(arguments[3:])
-            except SystemExit as error:
-                self.status = error.code
-            except RuntimeError:
-                self.status = 1
-
-        def wait(self) -> int:
-            return self.status
-
-    monkeypatch.setattr(subprocess, "Popen", Here)
     out = tmp_path / "result.json"
     assert main(["run", f"--out={out}", "--device=cpu"]) == 1
     run = result.read(out)
@@ -276,7 +282,7 @@ def test_a_suite_that_dies_is_noted_and_the_others_go_on(
         "contrastive": "the process ended with exit status 1 during: contrastive {'size': 1}: inputs",
         "step": None,
     }
-    assert {name: run.stopped(name) for name in SUITES} == reasons
+    assert {name: run.suites[name]["stopped"] for name in SUITES} == reasons
     rows = [(row["case"]["size"], row.name, row["reason"]) for row in run.rows("attention")]
     assert rows == [(1, "ours", None), (1, "deadly", None), (1, "peer", None)]
     assert not run.rows("contrastive") and len(run.rows("step")) == 2
@@ -306,6 +312,7 @@ def test_bad_arguments_are_named(arguments: list[str], message: str, capsys: pyt
     assert status == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_suites_are_added_to_a_result_of_the_same_machine_only(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "result.json"
     content = {"format": result.FORMAT, "machine": machine.facts(CPU) | {"date": "before"}, "suites": {"attention": {}}}

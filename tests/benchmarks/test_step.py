@@ -13,6 +13,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks import rounds, timing
+from benchmarks.step import models
 from benchmarks.step.breakdown import BACKWARD, events_of_parts, marked, profiler
 from benchmarks.step.cases import Workload, cases
 from benchmarks.step.implementation import Running
@@ -24,11 +25,22 @@ from benchmarks.step.task import LEAST_TOKENS, Case, Task, lengths
 from benchmarks.suite import Checked, NotRun, WrongResult, guarded, load_suite
 from conan_fast import soft_mask
 from train.model import build_model
+from train.recipe import ModelRecipe, TokenizerRecipe
 
 CPU = torch.device("cpu")
 SUITE = load_suite("step")
-WEAK, SUPERVISED = Case("weak", "tiny", 6, 96), Case("supervised", "tiny", 2, 144)
-WEAK_IN_PARTS = replace(WEAK, micro_batch_tokens=40)
+# A model for speed: "tiny" has 3 layers of 256.
+sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+tiny = recipe_of("tiny")
+models._RECIPES["nano"] = tiny.model_copy(
+    update={
+        "tokenizer": TokenizerRecipe(vocab_size=512),
+        "model": ModelRecipe(hidden_size=64, intermediate_size=96, **sizes),
+        "supervised": tiny.supervised.model_copy(update={"dims": [16, 32, 64]}),
+    }
+)
+WEAK, SUPERVISED = Case("weak", "nano", 5, 60), Case("supervised", "nano", 2, 144)
+WEAK_IN_PARTS = replace(WEAK, micro_batch_tokens=36)
 CASES = (WEAK, SUPERVISED, WEAK_IN_PARTS)
 IMPLEMENTATIONS = {i.name: i for i in SUITE.implementations}
 OURS, SDPA = IMPLEMENTATIONS["ours"], IMPLEMENTATIONS["transformers_sdpa"]
@@ -70,7 +82,7 @@ def test_each_implementation_is_right_and_steps(case, implementation) -> None:
     assert all(parameter.grad is None for parameter in llama.parameters())
     row = ready.facts()
     assert row["tokens"] == lengths(case).sum() <= row["padded_tokens"] <= padded.padded_tokens(case)
-    assert row["parameters"] == Parameters.of(recipe_of("tiny")).total
+    assert row["parameters"] == Parameters.of(recipe_of("nano")).total
     parts = {"attention", "projections", "optimiser", "rest"}
     assert row["breakdown"].keys() - {"loss"} == parts and min(row["breakdown"].values()) > 0
     assert sum(row["breakdown"].values()) == pytest.approx(1)
@@ -112,8 +124,8 @@ def half_a_gradient(task: Task) -> padded.Transformers:
 
 
 class AnotherMask(padded.Transformers):
-    def _stage(self, task: Task) -> padded.Padded:
-        stage = super()._stage(task)
+    def stage_of(self, task: Task) -> padded.Padded:
+        stage = super().stage_of(task)
         stage.alpha += 0.1
         return stage
 
@@ -172,7 +184,7 @@ def test_a_failing_breakdown_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_flop_by_hand() -> None:
     """tiny: 3 layers, hidden 256, 4 query and 2 key/value heads of 64, MLP 512."""
-    case = SUPERVISED
+    case = replace(SUPERVISED, model="tiny")
     layer = 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512
     tokens = lengths(case)
     attention = sum((4 + 10) * 4 * int(length) ** 2 * 64 for length in tokens.ravel()) * 3
@@ -190,7 +202,10 @@ def test_parameters_are_the_models(name: str) -> None:
     assert Parameters.of(recipe).total == model.model.num_parameters()
 
 
-@pytest.mark.parametrize("case", [*CASES, *cases("cpu"), *cases("cuda")], ids=str)
+TINY = [replace(case, model="tiny") for case in CASES]
+
+
+@pytest.mark.parametrize("case", [*TINY, *cases("cpu"), *cases("cuda")], ids=str)
 def test_lengths_are_random_and_fit(case: Case) -> None:
     drawn = lengths(case)
     assert drawn.shape == (case.batch_size, 2 + case.num_negatives) and drawn is lengths(replace(case))

@@ -6,42 +6,24 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.profiler import record_function
 
-from benchmarks.step.implementation import Running, StepImplementation, of_micro_batch
-from benchmarks.step.task import STEP, Task
+from benchmarks.step.implementation import StageRunning, StepImplementation, of_micro_batch
+from benchmarks.step.task import Task
 from conan_fast import info_nce
-from train.loop import Stage, make_optimizer, train_step
+from train.loop import Stage
 from train.pairs import PairTable
 from train.recipe import WeakRecipe
 from train.stages import supervised, weak
 
 
-def stage_of(task: Task) -> Stage[Any]:
-    """Its batch is all pairs of the task."""
-    table, recipe, tokenizer = PairTable.of(task.texts.rows), task.stage_recipe(), task.texts.tokenizer
-    options: dict[str, Any] = {"seed": 0, "device": task.device, "precision": task.precision}
-    if isinstance(recipe, WeakRecipe):
-        return weak.Weak(recipe, [table], tokenizer, **options)
-    return supervised.Supervised(recipe, [(table, np.stack(table.negatives))], tokenizer, **options)
-
-
-class Ours(Running):
-    def __init__(self, task: Task) -> None:
-        self.model = task.model()
-        self.llama = self.model.model
-        self.stage = stage_of(task)
-        self.optimizer = make_optimizer(self.model, self.stage.recipe)
-
-    def backward(self, task: Task) -> Tensor:
-        values, _ = stage_of(task).backward(self.model, STEP)
-        return torch.as_tensor(values["loss"])
-
-    def step(self) -> None:
-        train_step(self.stage, self.model, self.optimizer, STEP)
-        self.optimizer.zero_grad(set_to_none=True)  # the next step would; until then others have the memory
+class Ours(StageRunning):
+    def stage_of(self, task: Task) -> Stage[Any]:
+        table, recipe, tokenizer = PairTable.of(task.texts.rows), task.stage_recipe(), task.texts.tokenizer
+        options: dict[str, Any] = {"seed": 0, "device": task.device, "precision": task.precision}
+        if isinstance(recipe, WeakRecipe):
+            return weak.Weak(recipe, [table], tokenizer, **options)
+        return supervised.Supervised(recipe, [(table, np.stack(table.negatives))], tokenizer, **options)
 
     @contextmanager
     def marked_loss(self) -> Iterator[None]:

@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.profiler import record_function
 from transformers import LlamaForCausalLM
 
-from benchmarks.step.implementation import Running, StepImplementation, of_micro_batch
-from benchmarks.step.task import STEP, Case, Task, lengths
-from train.loop import Stage, autocast, make_optimizer, train_step
+from benchmarks.step.implementation import StageRunning, StepImplementation, of_micro_batch
+from benchmarks.step.task import Case, Task, lengths
+from train.loop import Stage, autocast
 from train.metrics import Values
 
 Sequences = Sequence[Sequence[int]]
@@ -110,26 +110,15 @@ class Padded(Stage[Any]):
     def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None: ...
 
 
-class Transformers(Running):
+class Transformers(StageRunning):
     def __init__(self, task: Task, *, one_pass: bool = False, by_length: bool = False) -> None:
         self.one_pass, self.by_length = one_pass, by_length
-        self.model = task.model()
-        self.llama = self.model.model
+        super().__init__(task)
         self.llama.config._attn_implementation = "sdpa"
         self.llama.config.is_causal = False  # so that a 2-D mask means padding only
-        self.stage = self._stage(task)
-        self.optimizer = make_optimizer(self.model, self.stage.recipe)
 
-    def _stage(self, task: Task) -> Padded:
+    def stage_of(self, task: Task) -> Padded:
         return Padded(task, None if self.one_pass else task.micro_batch_tokens, self.by_length)
-
-    def backward(self, task: Task) -> Tensor:
-        values, _ = self._stage(task).backward(self.model, STEP)
-        return torch.as_tensor(values["loss"])
-
-    def step(self) -> None:
-        train_step(self.stage, self.model, self.optimizer, STEP)
-        self.optimizer.zero_grad(set_to_none=True)
 
 
 def padded_tokens(case: Case) -> int:
@@ -151,26 +140,29 @@ def _same(case: Case) -> str | None:
     return None
 
 
-_implementation = partial(StepImplementation, role="rival", squares_of_loss=scores_of_eager_loss)
-IMPLEMENTATIONS = (
-    _implementation(
-        "transformers_sdpa",
-        about="padded micro-batches, SDPA with the dense mask, eager loss",
-        build=Transformers,
-        tokens_at_once=micro_batch_tokens,
-    ),
-    _implementation(
-        "transformers_sdpa_sorted",
-        about="the same, the texts of a step sorted by length: less padding",
-        build=lambda task: Transformers(task, by_length=True),
-        tokens_at_once=micro_batch_tokens,
-        why_not=_same,
-    ),
-    _implementation(
-        "transformers_sdpa_one_pass",
-        about="the same, the whole batch at once, without gradient caching: more memory",
-        build=lambda task: Transformers(task, one_pass=True),
-        tokens_at_once=padded_tokens,
-        why_not=_same,
-    ),
+IMPLEMENTATIONS = tuple(
+    StepImplementation(name, "rival", about, build, tokens, scores_of_eager_loss, why_not=why_not)
+    for name, about, build, tokens, why_not in (
+        (
+            "transformers_sdpa",
+            "padded micro-batches, SDPA with the dense mask, eager loss",
+            Transformers,
+            micro_batch_tokens,
+            lambda _: None,
+        ),
+        (
+            "transformers_sdpa_sorted",
+            "the same, the texts of a step sorted by length: less padding",
+            partial(Transformers, by_length=True),
+            micro_batch_tokens,
+            _same,
+        ),
+        (
+            "transformers_sdpa_one_pass",
+            "the same, the whole batch at once, without gradient caching: more memory",
+            partial(Transformers, one_pass=True),
+            padded_tokens,
+            _same,
+        ),
+    )
 )
