@@ -1,4 +1,4 @@
-"""The smallest case of each suite under pytest-benchmark: pytest benchmarks
+"""The smallest case of each suite under pytest-benchmark: pytest benchmarks -n0
 
 `python -m benchmarks run` measures all cases, ours and the peers in the same rounds; here they run one after another.
 """

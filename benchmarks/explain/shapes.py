@@ -25,7 +25,7 @@ def padded_columns(case: Case) -> int:
 def whole_rows(case: Case, element_size: int) -> int | None:
     """How many rows go together with all candidates; None: the work goes in blocks, with a fourth GEMM."""
     columns = [case.pairs, *([case.pairs * case.negatives] if case.negatives else [])]
-    problem = workspace.Problem(
+    sizes = workspace.Sizes(
         rows=case.pairs,
         columns=columns,
         dims=len(case.dims),
@@ -35,4 +35,4 @@ def whole_rows(case: Case, element_size: int) -> int | None:
         tile=constants().contrastive_tile,
         segment=constants().contrastive_segment,
     )
-    return workspace.whole_rows(problem)
+    return workspace.whole_rows(sizes)

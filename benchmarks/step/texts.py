@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from train.data.rows import Pair
 from train.recipe import Recipe
-from train.tokenizer import END_ID, END_OF_TEXT, encode
+from train.tokenizer import END_ID, END_OF_TEXT, token_ids
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Texts:
         rows = self.rows if order is None else [self.rows[i] for i in order]
         texts = [row.query for row in rows] + [row.positive for row in rows]
         texts += [text for row in rows for text in row.negatives[: self.num_negatives]]
-        return encode(self.tokenizer, texts, self.max_length)
+        return token_ids(self.tokenizer, texts, self.max_length)
 
 
 def _tokenizer(vocab_size: int) -> Tokenizer:
-    """Like train.tokenizer's: without special tokens what `encode` expects, with them ending in END_OF_TEXT."""
+    """Like train.tokenizer's: without special tokens what `token_ids` expects, with them ending in END_OF_TEXT."""
     words = {str(word): word for word in range(vocab_size) if word != END_ID}
     tokenizer = Tokenizer(models.WordLevel({END_OF_TEXT: END_ID, **words}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -11,7 +11,7 @@ from torch.profiler import record_function
 from benchmarks.step.implementation import StageRunning, StepImplementation, of_micro_batch
 from benchmarks.step.task import Task
 from conan_fast import info_nce
-from train.loop import Stage
+from train.loop import Stage, StageContext
 from train.pairs import PairTable
 from train.recipe import WeakRecipe
 from train.stages import supervised, weak
@@ -19,11 +19,11 @@ from train.stages import supervised, weak
 
 class Ours(StageRunning):
     def stage_of(self, task: Task) -> Stage[Any]:
-        table, recipe, tokenizer = PairTable.of(task.texts.rows), task.stage_recipe(), task.texts.tokenizer
-        options: dict[str, Any] = {"seed": 0, "device": task.device, "precision": task.precision}
+        table, recipe = PairTable.of(task.texts.rows), task.stage_recipe()
+        context = StageContext(task.texts.tokenizer, 0, task.device, task.precision)
         if isinstance(recipe, WeakRecipe):
-            return weak.Weak(recipe, [table], tokenizer, **options)
-        return supervised.Supervised(recipe, [(table, np.stack(table.negatives))], tokenizer, **options)
+            return weak.Weak(recipe, [table], context)
+        return supervised.Supervised(recipe, [(table, np.stack(table.negatives))], context)
 
     @contextmanager
     def marked_loss(self) -> Iterator[None]:
