@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 NEEDS_EMULATED_MODULE = {"emulated", "kernel_backend"}
 NEEDS_SMALL_KERNELS = {"kernels"}
 NEEDS_RUN = {"small_run"}  # of the demo, which takes some time
+ONE_WORKER_PER_FILE = {"tests/build/test_wheel.py"}  # whose tests share a wheel
 
 
 def uses(item: pytest.Item, fixtures: set[str]) -> bool:
@@ -42,6 +44,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         in_background(emulated_module.build, "tests")
     if any(uses(item, NEEDS_SMALL_KERNELS) for item in session.items):
         in_background(build_small_kernels.build, "tests")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A free worker gets the next test, or all tests of a file in ONE_WORKER_PER_FILE.
+
+    xdist_group would do this, but pytest-xdist 3.8 ignores it under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:  # tests of one scope go to one worker
+            file = nodeid.partition("::")[0]
+            return file if file in ONE_WORKER_PER_FILE else nodeid
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,6 @@ from csrc import resource_report
 from tests.support.compiler import compiler_missing
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.xdist_group("wheel")  # one worker builds it once
-
 MODULE = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
 MEGABYTE = 1e6
 DEFAULT_ARCHITECTURES = ["sm_80", "sm_90a", "compute_80"]
