@@ -100,8 +100,8 @@ def line(row: Row) -> str:
     if not row.timed:
         return f"{row.case}: {row.name} {'is WRONG' if row['wrong'] else 'is not measured'}: {row['reason']}"
     texts = [f"{row.case:38} {row.name:26}"]
-    for time_ in row.parts.values():
-        versus = time_.versus_ours
+    for part, taken in row.parts.items():
+        versus = taken.versus_ours
         ratio = "" if versus is None else f" ({versus['ratio']:.2f}{'' if versus['differs'] else '?'})"
-        texts.append(f"{time_.part} {time_.ms:9.3f} ms{ratio:9}")
+        texts.append(f"{part} {taken.ms:9.3f} ms{ratio:9}")
     return " ".join([*texts, f"roofline {row.roofline_ms / row.ms:6.1%}"])

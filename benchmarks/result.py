@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,24 +72,14 @@ def read(path: Path) -> "Run":
     return Run(path, content)
 
 
-@dataclass(frozen=True)
 class Run:
     """One run of `python -m benchmarks run`: its times can be compared with each other."""
 
-    path: Path
-    content: Json
-
-    @property
-    def machine(self) -> Json:
-        return self.content["machine"]
-
-    @property
-    def suites(self) -> Json:
-        return self.content["suites"]
-
-    @property
-    def gpu(self) -> str | None:
-        return self.machine["gpu"]
+    def __init__(self, path: Path, content: Json) -> None:
+        self.path, self.content = path, content
+        self.machine: Json = content["machine"]
+        self.suites: Json = content["suites"]
+        self.gpu: str | None = self.machine["gpu"]
 
     @property
     def commit(self) -> str:
@@ -108,42 +97,20 @@ class Run:
         return [Row(self, suite, content) for content in self.suites.get(suite, {}).get("rows", [])]
 
 
-@dataclass(frozen=True)
 class Row:
-    """One implementation of one case."""
+    """One implementation of one case. timed: right, and with times. parts: such as "forward". ms: of all parts."""
 
-    run: Run
-    suite: str
-    content: Json
+    def __init__(self, run: Run, suite: str, content: Json) -> None:
+        self.run, self.suite, self.content = run, suite, content
+        self.name: str = content["implementation"]
+        self.role: str = content["role"]
+        self.case = label(suite, content["case"])
+        self.timed = content["reason"] is None
+        self.parts = {part: Time(self, time) for part, time in (content.get("parts") or {}).items()}
+        self.ms = sum(time.ms for time in self.parts.values())
 
     def __getitem__(self, key: str) -> Any:
         return self.content[key]
-
-    @property
-    def name(self) -> str:
-        return self.content["implementation"]
-
-    @property
-    def role(self) -> str:
-        return self.content["role"]
-
-    @property
-    def case(self) -> str:
-        return label(self.suite, self.content["case"])
-
-    @property
-    def timed(self) -> bool:
-        """Right, and with times."""
-        return self.content["reason"] is None
-
-    @property
-    def parts(self) -> "dict[str, Time]":
-        return {part: Time(self, part) for part in self.content.get("parts", {})}
-
-    @property
-    def ms(self) -> float:
-        """Of all parts together."""
-        return sum(time.ms for time in self.parts.values())
 
     @property
     def roofline_ms(self) -> float:
@@ -161,49 +128,25 @@ class Row:
         return self.ms / other.ms if part is None else self.parts[part].ms / other.parts[part].ms
 
 
-@dataclass(frozen=True)
 class Time:
-    """One part, such as "forward", of a row."""
+    """One part of a row. timing: a benchmarks.paired.Timing; ms: its median.
 
-    row: Row
-    part: str
+    of_the_host: whether launching the work took the host about as long. versus_ours: a benchmarks.paired.Comparison of
+    the rounds in which ours ran too, None for ours.
+    """
 
-    @property
-    def content(self) -> Json:
-        return self.row["parts"][self.part]
-
-    @property
-    def timing(self) -> Json:
-        """A benchmarks.paired.Timing."""
-        return self.content["timing"]
-
-    @property
-    def ms(self) -> float:
-        return self.timing["median_ms"]
-
-    @property
-    def of_the_host(self) -> bool:
-        """Whether launching the work took the host about as long."""
-        host_ms = self.content.get("host_ms")
-        return host_ms is not None and host_ms > 0.8 * self.ms
-
-    @property
-    def work(self) -> Work:
-        return Work(self.content["flop"], self.content["bytes"])
-
-    @property
-    def flop_per_s(self) -> float:
-        return self.work.flop / self.ms * 1e3
+    def __init__(self, row: Row, content: Json) -> None:
+        self.row, self.timing = row, content["timing"]
+        self.ms: float = self.timing["median_ms"]
+        self.of_the_host = (content.get("host_ms") or 0) > 0.8 * self.ms
+        self.work = Work(content["flop"], content["bytes"])
+        self.flop_per_s = self.work.flop / self.ms * 1e3
+        self.versus_ours: Json | None = content.get("versus_ours")
 
     @property
     def roofline_ms(self) -> float:
         """By the ceilings of the same process."""
         return 1e3 * self.work.seconds(self.row.run.ceilings(self.row.suite))
-
-    @property
-    def versus_ours(self) -> Json | None:
-        """benchmarks.paired.Comparison of the rounds in which ours ran too; None for ours."""
-        return self.content["versus_ours"]
 
 
 def by_case(rows: Sequence[Row]) -> dict[str, list[Row]]:

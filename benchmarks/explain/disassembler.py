@@ -4,15 +4,10 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 PROGRAMS = ("cuobjdump", "nvdisasm")
-MISSING = (
-    "no disassembler found, so no instructions are shown: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
-    " (or set CUDA_HOME to a CUDA toolkit)"
-)
 TIMEOUT_S = 120
 
 
@@ -22,27 +17,25 @@ class NoDisassembly(RuntimeError):
 
 @cache
 def path_of_programs() -> str:
-    """The folders, as PATH has them, in which both programs are found. Raises NoDisassembly."""
-    path = os.pathsep.join(str(folder) for folder in _folders())
-    if all(shutil.which(program, path=path) for program in PROGRAMS):
-        return path
-    raise NoDisassembly(MISSING)
-
-
-def _folders() -> Iterator[Path]:
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            yield Path(os.environ[variable]) / "bin"
-    yield from map(Path, os.get_exec_path())
+    """The folders, as in PATH, in which both programs are found. Raises NoDisassembly."""
+    folders = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    folders += map(Path, os.get_exec_path())
     if nvcc := shutil.which("nvcc"):
-        yield Path(nvcc).resolve().parent  # PATH may have a link to it
+        folders.append(Path(nvcc).resolve().parent)  # PATH may have a link to it
     spec = importlib.util.find_spec("nvidia")  # a namespace that all of NVIDIA's packages share
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        yield from sorted(Path(folder).glob("cu*/bin"), reverse=True)  # cu13; the newest first
+        folders += sorted(Path(folder).glob("cu*/bin"), reverse=True)  # cu13; the newest first
+    path = os.pathsep.join(map(str, folders))
+    if all(shutil.which(program, path=path) for program in PROGRAMS):
+        return path
+    raise NoDisassembly(
+        "no disassembler found, so no instructions are shown: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+        " (or set CUDA_HOME to a CUDA toolkit)"
+    )
 
 
 def module_file() -> Path:
-    """The compiled module. Raises NoDisassembly where there is none."""
+    """The compiled module. Raises NoDisassembly if there is none."""
     spec = importlib.util.find_spec("conan_fast._C")
     if spec is None or spec.origin is None:
         raise NoDisassembly("conan_fast._C was not found")
@@ -52,13 +45,11 @@ def module_file() -> Path:
 def sass(module: Path, symbol: str, architecture: str) -> str:
     """What cuobjdump prints for one kernel. Raises NoDisassembly."""
     path = path_of_programs()
-    program = shutil.which("cuobjdump", path=path)
-    assert program is not None
+    program = shutil.which("cuobjdump", path=path) or "cuobjdump"
     command = [program, "-sass", "-fun", symbol, "-arch", architecture, str(module)]
+    environment = {**os.environ, "PATH": path}
     try:
-        done = subprocess.run(
-            command, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoDisassembly(f"{program}: {error}") from error
     if done.returncode != 0 or f"Function : {symbol}" not in done.stdout:

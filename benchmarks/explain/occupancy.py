@@ -1,4 +1,4 @@
-"""How many blocks of a kernel an SM holds at once, and what stops it from holding more.
+"""How many blocks of a kernel an SM holds at once, and which resource limits that.
 
 Limits: CUDA C++ Programming Guide, "Compute Capabilities", technical specifications per compute capability. Rounding:
 the toolkit's own calculator, cuda_occupancy.h. Registers go to warps in units of 256, in each of 4 sub-partitions,
@@ -7,19 +7,16 @@ shared memory to blocks in units of 128 bytes, 1 KB more than the block asks for
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
-WARP_SIZE = 32
+WARP_SIZE, SUB_PARTITIONS = 32, 4
 MAX_THREADS_OF_BLOCK = 1024
-REGISTERS = 65536  # of an SM, and at most of a block
-REGISTER_UNIT = 256
-SUB_PARTITIONS = 4
-SHARED_UNIT = 128
-RESERVED_SHARED = 1024  # of every block
+REGISTERS, REGISTER_UNIT = 65536, 256  # of an SM, and at most of a block
+RESERVED_SHARED, SHARED_UNIT = 1024, 128  # bytes; reserved in every block
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of an SM; shared memory in bytes. A block has at most 1 KB less of it."""
+class Limits(NamedTuple):
+    """Of an SM; shared memory in bytes, of which a block has at most 1 KB less."""
 
     warps: int
     blocks: int
@@ -58,29 +55,19 @@ def capability(architecture: str) -> str:
 
 def occupancy(architecture: str, *, threads: int, registers: int, shared: int) -> Occupancy | None:
     """registers: of a thread; shared: static and dynamic bytes of a block. None for a chip without known limits."""
-    limits = LIMITS.get(capability(architecture))
-    if limits is None:
+    if (limits := LIMITS.get(capability(architecture))) is None:
         return None
     warps = -(-threads // WARP_SIZE)
+    of_warp = _round_up(max(1, registers) * WARP_SIZE, REGISTER_UNIT)
+    starts = of_warp * _round_up(warps, SUB_PARTITIONS) <= REGISTERS
     allowed = {
-        "registers": _by_registers(warps, registers),
-        "shared memory": _by_shared(limits, shared),
+        "registers": REGISTERS // SUB_PARTITIONS // of_warp * SUB_PARTITIONS // warps if starts else 0,
+        "shared memory": limits.shared // _round_up(shared + RESERVED_SHARED, SHARED_UNIT),
         "warps": limits.warps // warps if threads <= MAX_THREADS_OF_BLOCK else 0,
         "block slots": limits.blocks,
     }
     blocks = min(allowed.values())
     return Occupancy(blocks, blocks * warps, limits.warps, allowed)
-
-
-def _by_registers(warps: int, registers: int) -> int:
-    of_warp = _round_up(max(1, registers) * WARP_SIZE, REGISTER_UNIT)
-    if of_warp * _round_up(warps, SUB_PARTITIONS) > REGISTERS:  # the launch fails
-        return 0
-    return REGISTERS // SUB_PARTITIONS // of_warp * SUB_PARTITIONS // warps
-
-
-def _by_shared(limits: Limits, shared: int) -> int:
-    return limits.shared // _round_up(shared + RESERVED_SHARED, SHARED_UNIT)
 
 
 def _round_up(count: int, unit: int) -> int:

@@ -32,7 +32,7 @@ class Kernel:
 
     @property
     def dtype(self) -> str | None:
-        """Of the features; None for a kernel that does not see them."""
+        """Of the features; None for a kernel that does not depend on it."""
         return next((DTYPES[name] for name in self.arguments if name in DTYPES), None)
 
     @property
@@ -46,15 +46,13 @@ class Kernel:
         names = (self.name, f"{self.family}<{','.join(without_dtype)}>")
         return any(query.replace(" ", "").lower() in name.replace(" ", "").lower() for name in names)
 
-
-def kernels_of(entries: Iterable[Mapping[str, Any]]) -> list[Kernel]:
-    """`entries`: build_info()["kernels"]."""
-    kernels = []
-    for entry in entries:
+    @staticmethod
+    def of(entry: Mapping[str, Any]) -> "Kernel":
+        """Of one of build_info()["kernels"]."""
         # "void conan_fast::sm80_forward<conan_fast::Bf16, 112>(conan_fast::AttentionParams)"
         name = re.sub(r"^void |\w+::", "", entry["name"]).split("(")[0]
         family, _, arguments = name.rstrip(">").partition("<")
-        kernel = Kernel(
+        return Kernel(
             name=name,
             family=family,
             arguments=tuple(arguments.split(", ")) if arguments else (),
@@ -67,8 +65,10 @@ def kernels_of(entries: Iterable[Mapping[str, Any]]) -> list[Kernel]:
             threads=entry.get("threads_per_block"),
             symbol=entry.get("symbol"),
         )
-        kernels.append(kernel)
-    return kernels
+
+
+def kernels_of(entries: Iterable[Mapping[str, Any]]) -> list[Kernel]:
+    return [Kernel.of(entry) for entry in entries]
 
 
 def choose(
@@ -84,18 +84,18 @@ def choose(
     The full name of a family selects that family alone. Without a dtype: bf16 if the kernel exists in it, else all.
     """
     families = sorted({kernel.family for kernel in kernels})
-    if query in families:
-        found = [kernel for kernel in kernels if kernel.family == query]
-    else:
-        found = [kernel for kernel in kernels if kernel.matches(query)]
+    found = [kernel for kernel in kernels if (kernel.family == query if query in families else kernel.matches(query))]
     if not found:
         raise UnknownKernel(f"no kernel is called {query!r}; expected (part of) one of {', '.join(families)}")
     found = _filter(found, "architecture", architecture)
-    for_all = [kernel for kernel in found if kernel.head_dim is None]  # it does not depend on it
-    if len(for_all) < len(found):
-        found = for_all + _filter([kernel for kernel in found if kernel.head_dim], "head_dim", head_dim)
-    if dtype is not None or query not in {kernel.name for kernel in found}:
-        found = _filter_dtype(found, dtype)
+    with_head_dim = [kernel for kernel in found if kernel.head_dim is not None]
+    if with_head_dim:
+        found = [kernel for kernel in found if kernel.head_dim is None] + _filter(with_head_dim, "head_dim", head_dim)
+    if dtype is not None:
+        found = _filter(found, "dtype", dtype)
+    elif query not in {kernel.name for kernel in found}:
+        in_bf16 = {kernel.family for kernel in found if kernel.dtype == "bf16"}
+        found = [kernel for kernel in found if kernel.dtype == "bf16" or kernel.family not in in_bf16]
     by_name: dict[str, list[Kernel]] = {}
     for kernel in sorted(found, key=lambda kernel: (kernel.family, kernel.head_dim or 0)):
         by_name.setdefault(kernel.name, []).append(kernel)
@@ -103,18 +103,8 @@ def choose(
 
 
 def _filter(kernels: list[Kernel], attribute: str, wanted: object) -> list[Kernel]:
-    if wanted is None:
-        return kernels
-    kept = [kernel for kernel in kernels if getattr(kernel, attribute) == wanted]
+    kept = [kernel for kernel in kernels if wanted is None or getattr(kernel, attribute) == wanted]
     if not kept:
-        there = sorted({str(getattr(kernel, attribute)) for kernel in kernels})
-        family = kernels[0].family
-        raise UnknownKernel(f"{family} is not compiled for {attribute} {wanted}; expected one of {', '.join(there)}")
+        known = ", ".join(sorted({str(getattr(kernel, attribute)) for kernel in kernels}))
+        raise UnknownKernel(f"{kernels[0].family} is not compiled for {attribute} {wanted}; expected one of {known}")
     return kept
-
-
-def _filter_dtype(kernels: list[Kernel], wanted: str | None) -> list[Kernel]:
-    if wanted is not None:
-        return _filter(kernels, "dtype", wanted)
-    in_bf16 = {kernel.family for kernel in kernels if kernel.dtype == "bf16"}
-    return [kernel for kernel in kernels if kernel.dtype == "bf16" or kernel.family not in in_bf16]

@@ -25,14 +25,6 @@ def padded_columns(case: Case) -> int:
 def whole_rows(case: Case, element_size: int) -> int | None:
     """How many rows go together with all candidates; None: the work goes in blocks, with a fourth GEMM."""
     columns = [case.pairs, *([case.pairs * case.negatives] if case.negatives else [])]
-    sizes = workspace.Sizes(
-        rows=case.pairs,
-        columns=columns,
-        dims=len(case.dims),
-        element=element_size,
-        width=ceil_to(case.dim, 8),
-        private=0,
-        tile=constants().contrastive_tile,
-        segment=constants().contrastive_segment,
-    )
+    tile, segment, width = constants().contrastive_tile, constants().contrastive_segment, ceil_to(case.dim, 8)
+    sizes = workspace.Sizes(case.pairs, columns, len(case.dims), element_size, width, 0, tile, segment)
     return workspace.whole_rows(sizes)

@@ -171,8 +171,8 @@ def roofline(run: Run, suites: Sequence[str]) -> Figure:
     peak, bandwidth = (max(getattr(c, what) for c in known) for what in ("gemm_flop_per_s", "copy_bytes_per_s"))
     kinds: dict[str, list[tuple[float, float]]] = {}
     for row in (row for suite in suites for row in run.rows(suite) if row.name == "ours" and row.timed):
-        for time in row.parts.values():
-            name = TITLES[row.suite] + (f", {time.part}" if row.suite == "attention" else "")
+        for part, time in row.parts.items():
+            name = TITLES[row.suite] + (f", {part}" if row.suite == "attention" else "")
             kinds.setdefault(name, []).append((time.work.intensity, time.flop_per_s / 1e12))
     ridge = peak / bandwidth
     reach = [ridge / 8, ridge * 8, *(intensity for points in kinds.values() for intensity, _ in points)]

@@ -37,10 +37,10 @@ def _summary_lines(run: Run, suite: str) -> Iterator[list[str]]:
         ours = next(row for row in rows if row.name == "ours")
         groups = [[row for row in rows if row.role == role] for role in ("rival", "bound")]
         groups.append([row for row in rows if row.name in BASELINES])
-        for time in ours.parts.values():
-            part = {"both": ", forward + backward", "step": ""}.get(time.part, f", {time.part}")
+        for name, time in ours.parts.items():
+            part = {"both": ", forward + backward", "step": ""}.get(name, f", {name}")
             roofline = f"{time.roofline_ms / time.ms:.0%} ({text.milliseconds(time.roofline_ms)})"
-            fastest = [_fastest(group, time.part) for group in groups]
+            fastest = [_fastest(group, name) for group in groups]
             yield [f"{TITLES[suite]}{part}<br>{ours.case}", _ms(time), roofline, *fastest]
 
 
@@ -60,8 +60,8 @@ def of_case(rows: Sequence[Row]) -> str:
     if not shown:
         return "No implementation has a time in this case."
     header = ["", ""]
-    for time in shown[0].parts.values():
-        header += [time.part, "10-90 %", "/ ours", "TFLOP/s", "of roofline"]
+    for part in shown[0].parts:
+        header += [part, "10-90 %", "/ ours", "TFLOP/s", "of roofline"]
     lines = []
     for row in shown:
         cells = [f"`{row.name}`", _ROLES[row.role]]

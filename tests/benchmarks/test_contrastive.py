@@ -20,7 +20,7 @@ from benchmarks.contrastive.cases import (
     on_request,
     with_autograd,
 )
-from benchmarks.contrastive.peers import eager, ours, sentence_transformers, three_gemms, torch_chunked
+from benchmarks.contrastive.peers import IMPLEMENTATIONS, eager, ours, sentence_transformers, three_gemms
 from benchmarks.roofline import info_nce_work
 from benchmarks.suite import Implementation, NotRun, WrongResult, guarded, load_suite
 from conan_fast import info_nce, reference
@@ -34,7 +34,7 @@ ON_A_CPU = (  # without a compiler
     EAGER,
     next(i for i in eager.IMPLEMENTATIONS if i.name == "eager_dim_by_dim"),
     *sentence_transformers.IMPLEMENTATIONS,
-    *(torch_chunked.IMPLEMENTATIONS if hasattr(torch.nn, "LinearCrossEntropyOptions") else ()),
+    *(i for i in IMPLEMENTATIONS if i.name == "torch_chunked" and hasattr(torch.nn, "LinearCrossEntropyOptions")),
 )
 
 

@@ -260,9 +260,10 @@ def result(gpu="NVIDIA H200", sha256="now", date="2026-01-02T03:04:05+00:00", me
         return {name: {"timing": {"median_ms": ms}, **asdict(case.work(name))}}
 
     case = replace(ATTENTION, length=length)
-    row = {"case": asdict(case), "implementation": "ours", "reason": None}
+    ours = {"implementation": "ours", "role": "ours", "reason": None}
+    row = {"case": asdict(case), **ours}
     parts = part(case, "forward", median_ms) | part(case, "backward", 3 * median_ms)
-    both = {"case": json.loads(json.dumps(asdict(CONTRASTIVE))), "implementation": "ours", "reason": None}
+    both = {"case": json.loads(json.dumps(asdict(CONTRASTIVE))), **ours}
     return {
         "format": FORMAT,
         "machine": {

@@ -11,14 +11,14 @@ import torch
 from torch.nn import functional
 
 from benchmarks.contrastive.cases import PAPER, Case, Workload, matryoshka
-from benchmarks.contrastive.peers import IMPLEMENTATIONS, cut_cross_entropy, eager, inf_cl, liger
+from benchmarks.contrastive.peers import IMPLEMENTATIONS, cross_entropies, eager
 from benchmarks.suite import NotRun, guarded
 from tests.benchmarks.fakes import declared
 
 CPU = torch.device("cpu")
 ALL = {i.name: i for i in IMPLEMENTATIONS}
 PACKAGES = ("cut_cross_entropy", "liger_kernel", "inf_cl")
-OF_PACKAGES = (*cut_cross_entropy.IMPLEMENTATIONS, *liger.IMPLEMENTATIONS, *inf_cl.IMPLEMENTATIONS)
+OF_PACKAGES = cross_entropies.IMPLEMENTATIONS[:-1]  # the last is torch's
 MORE_CANDIDATES, AS_MANY = Case(24, 2, 48, (16, 32, 48), 4), Case(24, 0, 48, (48,), 4)
 
 
@@ -96,8 +96,7 @@ class InfCL(Fake):
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """What needs one takes the CPU for it."""
-    for module in (cut_cross_entropy, liger, inf_cl):
-        monkeypatch.setattr(module, "needs_a_gpu", lambda _: None)
+    monkeypatch.setattr(cross_entropies, "needs_a_gpu", lambda _: None)
 
 
 @pytest.fixture

@@ -15,20 +15,16 @@ from benchmarks.contrastive.cases import (
     Loss,
     with_autograd,
 )
-from benchmarks.contrastive.peers.once_per_dim import loss_once_per_dim, once_per_dim
+from benchmarks.contrastive.peers.cross_entropies import loss_per_dim, per_dim
 
 
 def _cross_entropy(queries: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(queries @ candidates.T / TEMPERATURE, labels)
 
 
-def eager(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
-    return once_per_dim(inputs, dims, _cross_entropy)
-
-
 def eager_dim_by_dim(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
     """Backward after each dim, so that the scores of only one dim are in memory."""
-    losses = [loss_once_per_dim([dim], _cross_entropy) for dim in dims]
+    losses = [loss_per_dim([dim], _cross_entropy) for dim in dims]
 
     def run() -> None:
         for x in inputs:
@@ -36,25 +32,23 @@ def eager_dim_by_dim(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
         for loss in losses:
             loss(*inputs).backward()
 
-    def gradients() -> list[Tensor]:
-        return [x.grad for x in inputs if x.grad is not None]
-
-    return GradientStep(run, gradients)
+    return GradientStep(run, lambda: [x.grad for x in inputs if x.grad is not None])
 
 
 @lru_cache(maxsize=1)
 def _compiled_loss(dims: tuple[int, ...], _: torch.Size) -> Loss:
-    return torch.compile(loss_once_per_dim(dims, _cross_entropy), dynamic=False)
+    return torch.compile(loss_per_dim(dims, _cross_entropy), dynamic=False)
 
 
 def eager_compiled(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
     return with_autograd(inputs, _compiled_loss(tuple(dims), inputs[-1].shape))
 
 
+EAGER = "normalise, q @ c.T / t, cross_entropy, for each dim"
 IMPLEMENTATIONS = tuple(
     ContrastiveImplementation(name, "rival", about, build, squares, squares_per_dim, prefixes=1)
     for name, about, build, squares, squares_per_dim in (
-        ("eager", "normalise, q @ c.T / t, cross_entropy, for each dim", eager, 3, 1),
+        ("eager", EAGER, per_dim(lambda *_: _cross_entropy), 3, 1),
         ("eager_dim_by_dim", "the same with a backward pass for each dim: less memory", eager_dim_by_dim, 4, 0),
         ("eager_compiled", "eager under torch.compile", eager_compiled, 2, 1),
     )

@@ -1,6 +1,6 @@
 """conan_fast.info_nce for all dims at once, and called for each dim. The backend that "auto" chooses is named."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,31 +19,26 @@ from conan_fast import info_nce
 TOLERANCE = 0.01
 
 
-def ours(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
+def _loss(inputs: Inputs, dims: Sequence[int]) -> Callable[..., Tensor]:
     backend, _ = our_backend(inputs, dims)
-    return with_autograd(inputs, lambda *x: info_nce(*x, temperature=TEMPERATURE, dims=dims, backend=backend).loss)
+    return lambda *features: info_nce(*features, temperature=TEMPERATURE, dims=dims, backend=backend).loss
+
+
+def ours(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
+    return with_autograd(inputs, _loss(inputs, dims))
 
 
 def ours_once_per_dim(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
     if len(dims) == 1:
         raise NotRun("with one dim it is the same as ours")
-    backend, _ = our_backend(inputs, dims)
-
-    def loss(*features: Tensor) -> Tensor:
-        losses = [info_nce(*features, temperature=TEMPERATURE, dims=[dim], backend=backend).loss for dim in dims]
-        return torch.stack(losses).sum()
-
-    return with_autograd(inputs, loss)
+    losses = [_loss(inputs, [dim]) for dim in dims]
+    return with_autograd(inputs, lambda *features: torch.stack([loss(*features) for loss in losses]).sum())
 
 
-IMPLEMENTATIONS = (
-    ContrastiveImplementation("ours", "ours", "conan_fast.info_nce, all dims at once", ours, tolerance=TOLERANCE),
-    ContrastiveImplementation(
-        "ours_once_per_dim",
-        "ours",
-        "conan_fast.info_nce, called for each dim",
-        ours_once_per_dim,
-        prefixes=3,
-        tolerance=TOLERANCE,
-    ),
+IMPLEMENTATIONS = tuple(
+    ContrastiveImplementation(name, "ours", about, build, prefixes=prefixes, tolerance=TOLERANCE)
+    for name, about, build, prefixes in (
+        ("ours", "conan_fast.info_nce, all dims at once", ours, 0),
+        ("ours_once_per_dim", "conan_fast.info_nce, called for each dim", ours_once_per_dim, 3),
+    )
 )

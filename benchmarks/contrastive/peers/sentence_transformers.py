@@ -66,21 +66,13 @@ def _build(name: str, part: int | None, **options: Any) -> Build:
     return build
 
 
-IMPLEMENTATIONS = (
+LOSSES = ("MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss")
+IMPLEMENTATIONS = tuple(
     ContrastiveImplementation(
-        "st_mnrl",
-        "rival",
-        "sentence-transformers' MultipleNegativesRankingLoss in MatryoshkaLoss",
-        _build("MultipleNegativesRankingLoss", None),
-        squares=3,
-        squares_per_dim=1,
-        prefixes=1,
-    ),
-    ContrastiveImplementation(
-        "st_cached_mnrl",
-        "rival",
-        "sentence-transformers' CachedMultipleNegativesRankingLoss in MatryoshkaLoss",
-        _build("CachedMultipleNegativesRankingLoss", MINI_BATCH, mini_batch_size=MINI_BATCH),
-        prefixes=1,
-    ),
+        name, "rival", f"sentence-transformers' {loss} in MatryoshkaLoss", build, squares, per_dim, prefixes=1
+    )
+    for name, loss, build, squares, per_dim in (
+        ("st_mnrl", LOSSES[0], _build(LOSSES[0], None), 3, 1),
+        ("st_cached_mnrl", LOSSES[1], _build(LOSSES[1], MINI_BATCH, mini_batch_size=MINI_BATCH), 0, 0),
+    )
 )

@@ -1,0 +1,133 @@
+"""Fused linear cross-entropies of libraries: InfoNCE with normalised prefixes, one call for each dim.
+
+Cut cross-entropy (Triton) keeps nothing N x M in memory and computes the scores again for the gradients. By default it
+skips blocks of scores with a very small gradient, and sums gradients in the dtype of the inputs, the queries' M / 128
+times. In bfloat16 that is off by 8 % at M = 32,768 and by 18 % at 131,072, emulated in torch with these inputs at
+d = 256. Its exact form does neither. Written against the sources of github.com/apple/ml-cross-entropy 25.6.4 and of the
+older 25.1.1 of the package index, whose exact form only skips nothing. Compiled for sm_80 and sm_90.
+
+Liger-Kernel 0.8.5: the first of its two goes by chunks of rows, with as many scores in a chunk as the queries have
+elements, GEMMs by cuBLAS and the softmax in Triton, and computes the gradients with the loss. The candidates' gradients
+are summed in the dtype of the inputs, once for each chunk: by default 512 times at N = 16,384, M = 131,072 and d = 256,
+and in bfloat16 the negatives' are off by 9 %, emulated as above. The second computes the scores again.
+
+Inf-CL 1.2.1 (Triton), its form for one GPU, computes in float32, with TF32 GEMMs, and converts other inputs itself.
+With an N above 64 that is not a multiple of 64 it reads past the end of a vector: gradients of the candidates can be
+NaN. Compiled for sm_80 and sm_90. None of these has run on a GPU yet.
+
+torch's own (2.13 and newer) computes the scores of some rows at a time.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from benchmarks.contrastive.cases import (
+    TEMPERATURE,
+    Build,
+    ContrastiveImplementation,
+    Inputs,
+    Loss,
+    all_candidates,
+    with_autograd,
+)
+from benchmarks.suite import NotRun
+
+CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries [N, d], candidates [M, d], labels [N] -> mean
+SCORES = 2**28  # bytes; the default size of our own workspace
+WIDTHS = (256, 128, 64, 32, 16)  # of the "heads" that Inf-CL splits a row into
+
+
+def loss_per_dim(dims: Sequence[int], cross_entropy: CrossEntropy) -> Loss:
+    def loss(queries: Tensor, *others: Tensor) -> Tensor:
+        candidates, labels = all_candidates(*others), torch.arange(len(queries), device=queries.device)
+        prefixes = ((normalize(x[:, :dim], dim=1) for x in (queries, candidates)) for dim in dims)
+        return torch.stack([cross_entropy(q, c, labels) for q, c in prefixes]).sum()
+
+    return loss
+
+
+def per_dim(cross_entropy_of: Callable[[Inputs, Sequence[int]], CrossEntropy]) -> Build:
+    return lambda inputs, dims: with_autograd(inputs, loss_per_dim(dims, cross_entropy_of(inputs, dims)))
+
+
+def needs_a_gpu(inputs: Inputs) -> None:
+    if inputs[0].device.type != "cuda":
+        raise NotRun("has only CUDA kernels")
+
+
+def _cut(*, exact: bool) -> Build:
+    def cross_entropy_of(inputs: Inputs, _: Sequence[int]) -> CrossEntropy:
+        from cut_cross_entropy import linear_cross_entropy
+
+        needs_a_gpu(inputs)
+        older = "accum_e_fp32" not in inspect.signature(linear_cross_entropy).parameters
+        options: dict[str, Any] = {"filter_eps": None} if older else {"impl": "cce_exact"}
+        options = options if exact else {}
+        return lambda queries, *others: linear_cross_entropy(queries / TEMPERATURE, *others, **options)
+
+    return per_dim(cross_entropy_of)
+
+
+def _liger(*, tuned: bool) -> Build:
+    def cross_entropy_of(inputs: Inputs, _: Sequence[int]) -> CrossEntropy:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        needs_a_gpu(inputs)
+
+        def cross_entropy(queries: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
+            tuning = {"accum_dtype": torch.float32, "chunk_mem_const": max(1, SCORES // queries.nbytes)}
+            options: dict[str, Any] = tuning if tuned else {}
+            return liger_fused_linear_cross_entropy(queries / TEMPERATURE, candidates, labels, **options)
+
+        return cross_entropy
+
+    return per_dim(cross_entropy_of)
+
+
+def _liger_scaled(inputs: Inputs, _: Sequence[int]) -> CrossEntropy:
+    from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction
+
+    return lambda *tensors: LigerFusedLinearScaledCrossEntropyFunction.apply(*tensors, TEMPERATURE).mean()
+
+
+def _inf_cl(inputs: Inputs, dims: Sequence[int]) -> CrossEntropy:
+    from inf_cl import cal_flash_loss
+
+    needs_a_gpu(inputs)
+    if any(dim % WIDTHS[-1] for dim in dims):
+        raise NotRun(f"supports only dims that are multiples of {WIDTHS[-1]}")
+
+    def cross_entropy(queries: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
+        width = next(width for width in WIDTHS if queries.shape[1] % width == 0)
+        return cal_flash_loss(queries, candidates, labels, 1 / TEMPERATURE, width).mean()
+
+    return cross_entropy
+
+
+def _torch_chunked(inputs: Inputs, _: Sequence[int]) -> CrossEntropy:
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        raise NotRun(f"torch {torch.__version__} does not have it")
+    linear_cross_entropy, options = torch.nn.functional.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions()
+    return lambda queries, *others: linear_cross_entropy(queries / TEMPERATURE, *others, options=options)
+
+
+LIGER = "Liger-Kernel's fused linear cross-entropy for each dim, default options"
+LIGER_SCALED = "Liger-Kernel's fused linear scaled cross-entropy for each dim: CuTe kernels on Hopper, torch elsewhere"
+TORCH = "torch's linear_cross_entropy for each dim, in chunks of its choice"
+IMPLEMENTATIONS = tuple(
+    ContrastiveImplementation(name, "rival", about, build, squares=squares, prefixes=prefixes)
+    for name, about, build, squares, prefixes in (
+        ("cut_cross_entropy", "Cut cross-entropy for each dim, default options", _cut(exact=False), 0, 1),
+        ("cut_cross_entropy_exact", "its exact form: no gradient skipped, float32 sums", _cut(exact=True), 0, 2),
+        ("liger", LIGER, _liger(tuned=False), 0, 1),
+        ("liger_tuned", "the same with 256 MiB of scores at a time and float32 sums", _liger(tuned=True), 0, 2),
+        ("liger_scaled", LIGER_SCALED, per_dim(_liger_scaled), 0, 1),
+        ("inf_cl", "Inf-CL for each dim, in float32 (TF32), including the conversion", per_dim(_inf_cl), 0, 3),
+        ("torch_chunked", TORCH, per_dim(_torch_chunked), 1, 2),
+    )
+)
