@@ -184,6 +184,7 @@ def test_unknown_part_and_split() -> None:
         load_rows("django:text", Scored)
 
 
+@pytest.mark.proof  # builds the whole corpus twice
 def test_interrupted_build_leaves_nothing_and_the_next_one_equals_any_other(corpus, tmp_path, monkeypatch) -> None:
     """The second build runs with other string hashes, as nothing may depend on Python's hash()."""
     archive, reference = fetch_archive(), cache.corpus_folder()

@@ -30,6 +30,7 @@ def test_cache_dir(empty_cache, monkeypatch, tmp_path) -> None:
     assert download.cache_dir() == tmp_path / "home" / ".cache" / "conan_fast"
 
 
+@pytest.mark.proof  # downloads with pip
 def test_download_into_an_empty_cache(empty_cache) -> None:
     (empty_cache / "django" / "download-left-by-a-killed-process").mkdir(parents=True)
     archive = download.fetch_archive()
