@@ -348,7 +348,7 @@ def test_the_command_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "GPU FIGURES ARE MISSING" in done.stdout
     rows = result.read(out).rows("attention")
-    assert [row.name for row in rows if row.measured] == ["ours", "eager"]
+    assert [row.name for row in rows if row.timed] == ["ours", "eager"]
     report = [*command, "report", str(out), f"--out={tmp_path / 'REPORT.md'}"]
     assert subprocess.run(report, cwd=ROOT, capture_output=True, check=False).returncode == 0
     assert "**No GPU results.**" in (tmp_path / "REPORT.md").read_text()
