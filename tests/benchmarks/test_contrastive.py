@@ -86,8 +86,8 @@ def test_rows_of_a_case(dims: tuple[int, ...], negatives: int) -> None:
     case = replace(SMALL, dims=dims, negatives=negatives)
     rows = rows_of(case, OURS, GEMMS, *ON_A_CPU[1:])
     assert [row["implementation"] for row in rows] == ["ours", "three_gemms", *(i.name for i in ON_A_CPU[1:])]
-    left_out = {row["implementation"]: row["reason"] for row in rows if row["reason"]}
-    assert left_out == ({} if len(dims) > 1 else {"ours_once_per_dim": "with one dim it is the same as ours"})
+    not_run = {row["implementation"]: row["reason"] for row in rows if row["reason"]}
+    assert not_run == ({} if len(dims) > 1 else {"ours_once_per_dim": "with one dim it is the same as ours"})
     assert not any(row["wrong"] for row in rows)
     for row in rows:
         assert row["case"]["candidates"] == 24 * (1 + negatives) and row["case"]["our_backend"] == "torch"

@@ -51,7 +51,7 @@ def test_per_dim_losses_equal_separate_calls_and_come_in_the_callers_order():
 
 
 def test_an_id_equal_to_the_own_positive_is_no_negative():
-    """A duplicate of the positive, left out by id, leaves the loss as if it were not there."""
+    """A duplicate of the positive that is masked by its id does not change the loss."""
     queries, positives, negatives = random_features(4, 1, 8)
     with torch.no_grad():
         negatives[2, 0] = positives[1]

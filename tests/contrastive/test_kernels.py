@@ -88,7 +88,7 @@ def test_identical_embeddings_at_a_low_temperature(kernel_backend, dtype, taken)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_all_candidates_left_out_but_the_own_positive(kernel_backend, dtype):
+def test_all_candidates_masked_but_the_own_positive(kernel_backend, dtype):
     backend, device = kernel_backend
     queries, positives, negatives = random_features(130, 2, 32, dtype, device)
     ids = torch.zeros(130, dtype=torch.int64, device=device)
