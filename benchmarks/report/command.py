@@ -24,22 +24,6 @@ MISSING = (
     "**No GPU results.** All figures below were measured on a CPU in float32, with the portable torch backend of the "
     "operators. They say nothing about the CUDA kernels."
 )
-METHOD = """\
-- Every implementation of a case is checked against the exact result (in float64 where feasible) on poisoned memory; a
-  wrong one is named and has no time. Then all run in the same rounds, in random order: at least 30 rounds, or as many
-  as 8 seconds allow (CPU: 12), after a warm-up. On a GPU CUDA events time the calls, and the L2 cache is overwritten
-  before each call. Small inputs take turns.
-- Times are medians. "/ ours" is the median over the rounds of (time / our time in the same round), with its 99 %
-  interval in brackets. It is called a difference if the interval excludes 1 and the ratio differs from 1 by more than
-  1 %.
-- The roofline time is the larger of FLOP / measured GEMM rate and bytes / measured copy rate. FLOP and bytes are useful
-  work only: what an implementation recomputes, pads or copies does not count. MFU also refers to the measured GEMM
-  rate.
-- A time marked with ° is hardly more than what the host needed to launch the work: another host, or a CUDA graph, would
-  change it. A training step is timed alone, from texts to changed weights, including work that a training loop would
-  overlap with the step before, such as tokenising.
-- Peak memory is above the inputs; for a step it is all memory. On a CPU it is that of the process, to about a MiB.
-"""
 CAPTIONS = {
     "top": "Times of the first case of each suite, ours and the peers",
     "roofline": "Useful FLOP/s of our operators under the measured ceilings",
@@ -56,14 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    runs, bad = read_all(options.files or sorted(FOLDER.glob("*.json")))
-    for message in bad:
-        print(f"ignored: {message}", file=sys.stderr)
+    runs = []
+    for path in options.files or sorted(FOLDER.glob("*.json")):
+        try:
+            runs.append(read(path))
+        except BadResult as error:
+            print(f"ignored: {error}", file=sys.stderr)
     today = machine.csrc_sha256()
     shown: dict[int, tuple[Run, list[str]]] = {}  # the suites of each run
     for suite in TITLES:
-        run = newest(runs, suite, today, gpu=True) or newest(runs, suite, today, gpu=False)
-        if run is not None:
+        if (run := choose(runs, suite, today)) is not None:
             shown.setdefault(id(run), (run, []))[1].append(suite)
     if not shown:
         print("python -m benchmarks report: no results; python -m benchmarks run measures some", file=sys.stderr)
@@ -76,21 +62,11 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_all(files: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The runs, the newest first, and what is wrong with the other files."""
-    found, bad = [], []
-    for path in files:
-        try:
-            found.append(read(path))
-        except BadResult as error:
-            bad.append(str(error))
-    return sorted(found, key=lambda run: run.machine["date"], reverse=True), bad
-
-
-def newest(runs: Sequence[Run], suite: str, csrc_sha256: str, *, gpu: bool) -> Run | None:
-    """The newest with rows of the suite; one with the present kernel sources before any other."""
-    of_suite = [run for run in runs if (run.gpu is not None) == gpu and run.rows(suite)]
-    return min(of_suite, key=lambda run: run.stale(csrc_sha256), default=None)
+def choose(runs: Sequence[Run], suite: str, csrc_sha256: str) -> Run | None:
+    """Of the runs with rows of the suite one on a GPU, with the present kernel sources, the newest, in this order."""
+    newest = sorted(runs, key=lambda run: run.machine["date"], reverse=True)
+    of_suite = [run for run in newest if run.rows(suite)]
+    return min(of_suite, key=lambda run: (run.gpu is None, run.stale(csrc_sha256)), default=None)
 
 
 def report(chosen: Sequence[tuple[Run, list[str]]], today: str, pictures: Path) -> Iterator[str]:
@@ -109,7 +85,7 @@ def report(chosen: Sequence[tuple[Run, list[str]]], today: str, pictures: Path) 
     for number, (run, names) in enumerate(chosen):
         yield from _of_run(run, names, today, pictures, f"{number}-" if number else "")
     yield "## Method"
-    yield METHOD.rstrip()
+    yield Path(__file__).with_name("method.md").read_text(encoding="utf-8").rstrip()
 
 
 def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str) -> Iterator[str]:

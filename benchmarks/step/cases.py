@@ -1,21 +1,26 @@
 """One optimiser step of the embedding stages, from texts to changed weights: cases, and the check by the definition."""
 
 import traceback
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import AttentionInterface, LlamaModel
 
 from benchmarks import timing
 from benchmarks.attention.cases import our_backend
-from benchmarks.step import definition
 from benchmarks.step.breakdown import breakdown
 from benchmarks.step.implementation import Running, StepImplementation
 from benchmarks.step.models import Parameters
 from benchmarks.step.task import Case, Task, lengths
 from benchmarks.suite import Checked, NotRun, relative_error
+from conan_fast import reference
 
 PARTS = ("step",)
+DEFINITION = "conan_fast_definition"  # the name of its attention function in transformers
+LARGE = 5e8  # parameters, from which on the definition is computed in float32
 # Relative errors, of a gradient by its (Frobenius) norm. In bfloat16 on a CPU right ones were off by up to 0.014 (loss)
 # and 0.038 (gradients, the 1.4B model); with alpha off by 0.1 gradients were off by 0.1 and more.
 LOSS_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
@@ -60,7 +65,7 @@ class Workload:
         """precision: in place of the recipe's, see train.recipe.Recipe."""
         self.task = Task.of(case, device, precision)
         self.checked = self.task.checked()
-        self._expected = definition.by_definition(self.checked, sorted({self.task.alpha, 1.0}))
+        self._expected = by_definition(self.checked, sorted({self.task.alpha, 1.0}))
         self.facts: dict[str, Any] = {
             "dtype": str(self.task.dtype).removeprefix("torch."),
             "texts": case.texts,
@@ -89,15 +94,14 @@ class Workload:
             del running
             raise
 
-    def _errors(self, running: Running, expected: definition.Result) -> dict[str, float]:
-        loss = float(running.backward(self.checked))
-        got = definition.gradients(running.llama, self.checked)
+    def _errors(self, running: Running, expected: dict[str, Tensor]) -> dict[str, float]:
+        got = loss_and_gradients(running.llama, self.checked, running.backward(self.checked))
         running.optimizer.zero_grad(set_to_none=True)
-        dtype, losses = self.task.dtype, torch.tensor([loss, expected.loss], dtype=torch.float64)
-        errors = {"loss": relative_error("loss", losses[0], losses[1], LOSS_TOLERANCE[dtype])}
-        for name, want in expected.gradients.items():
-            errors[name] = relative_error(name, got[name], want, TOLERANCE[dtype])
-        return errors
+        tolerances = {"loss": LOSS_TOLERANCE[self.task.dtype]}
+        return {
+            name: relative_error(name, got[name], want, tolerances.get(name, TOLERANCE[self.task.dtype]))
+            for name, want in expected.items()
+        }
 
     def _facts_of(self, running: Running) -> dict[str, Any]:
         """The breakdown is from an extra step. If it fails the row has the reason: the times are taken already."""
@@ -110,3 +114,67 @@ class Workload:
         except Exception as error:
             return facts | {"breakdown": None, "breakdown_reason": f"{type(error).__name__}: {error}"[:200]}
         return facts | {"breakdown": found.shares, "padded_tokens": found.positions}
+
+
+def by_definition(task: Task, alphas: Sequence[float]) -> dict[float, dict[str, Tensor]]:
+    """For each strength of the soft mask: each text by itself, attention and loss from conan_fast.reference.
+
+    In float64 (RMSNorm and rotary embeddings round to float32 within transformers), in float32 for a large model.
+    """
+    AttentionInterface.register(DEFINITION, _attention)
+    llama = task.model().model.requires_grad_(False)
+    llama.config._attn_implementation = DEFINITION
+    llama.to(torch.float32 if Parameters.of(task.recipe).total > LARGE else torch.float64)
+    for parameter in watched(llama).values():
+        parameter.requires_grad_()
+    expected = {}
+    for alpha in alphas:
+        llama.zero_grad()
+        loss = _loss(llama, task, alpha)
+        loss.backward()
+        expected[alpha] = loss_and_gradients(llama, task, loss)
+    return expected
+
+
+def watched(llama: LlamaModel) -> dict[str, Tensor]:
+    """The parameters whose gradients are compared."""
+    first: Any = llama.layers[0]
+    last: Any = llama.layers[-1]
+    return {
+        "q_proj of the first layer": first.self_attn.q_proj.weight,
+        "k_proj of the first layer": first.self_attn.k_proj.weight,
+        "down_proj of the last layer": last.mlp.down_proj.weight,
+        "gain of the last norm": llama.norm.weight,
+        "embeddings": llama.embed_tokens.weight,
+    }
+
+
+def loss_and_gradients(llama: LlamaModel, task: Task, loss: Tensor) -> dict[str, Tensor]:
+    """Copies, of the embeddings' gradient the rows of the batch's tokens."""
+    tokens = sorted({token for sequence in task.texts.sequences() for token in sequence})
+    grads = {name: parameter.grad for name, parameter in watched(llama).items() if parameter.grad is not None}
+    grads["embeddings"] = grads["embeddings"][torch.tensor(tokens, device=task.device)]
+    return {"loss": loss.detach().double(), **{name: grad.detach().clone() for name, grad in grads.items()}}
+
+
+def _loss(llama: LlamaModel, task: Task, alpha: float) -> Tensor:
+    embeddings = []
+    for sequence in task.texts.sequences():
+        tokens = torch.tensor([sequence], device=task.device)
+        embeddings.append(llama(input_ids=tokens, alpha=alpha).last_hidden_state[0].mean(0))
+    pairs, recipe = len(task.texts.rows), task.stage_recipe()
+    queries, positives, negatives = torch.stack(embeddings).split([pairs, pairs, pairs * task.texts.num_negatives])
+    return reference.info_nce(
+        queries,
+        positives,
+        negatives.unflatten(0, (pairs, -1)) if len(negatives) else None,
+        temperature=recipe.temperature,
+        dims=recipe.dims or None,
+    ).loss
+
+
+def _attention(
+    _: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: Any, scaling: float, alpha: float, **___: Any
+) -> tuple[Tensor, None]:
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    return reference.soft_mask_attention(q, k, v, alpha, scale=scaling), None

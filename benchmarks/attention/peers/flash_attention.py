@@ -5,13 +5,14 @@ Written against the sources of flash-attn 2.8.3, of FlashAttention-3 in the same
 """
 
 import operator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Build, Case
+from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Case
 from benchmarks.attention.peers.flex import key_bias
 
 
@@ -30,23 +31,20 @@ def _version_3(case: Case, device: torch.device) -> Attention:
     return lambda q, k, v: _output(flash_attn_func(q, k, v))
 
 
-def _version_4(soft_mask: bool) -> Build:
-    def build(case: Case, device: torch.device) -> Attention:
-        from flash_attn.cute import flash_attn_func
+def _version_4(soft_mask: bool, case: Case, device: torch.device) -> Attention:
+    from flash_attn.cute import flash_attn_func
 
-        options = _score_mod(case, device) if soft_mask else {}
-        # Its backward pass for Hopper does not compile for head_dim 112: the tile of dQ does not fit the warps.
-        width = -case.head_dim % 32
+    options = _score_mod(case, device) if soft_mask else {}
+    # Its backward pass for Hopper does not compile for head_dim 112: the tile of dQ does not fit the warps.
+    width = -case.head_dim % 32
 
-        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if width:
-                q, k, v = (pad(x, (0, width)) for x in (q, k, v))
-            out = flash_attn_func(q, k, v, softmax_scale=case.head_dim**-0.5, **options)
-            return _output(out)[..., : case.head_dim]
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if width:
+            q, k, v = (pad(x, (0, width)) for x in (q, k, v))
+        out = flash_attn_func(q, k, v, softmax_scale=case.head_dim**-0.5, **options)
+        return _output(out)[..., : case.head_dim]
 
-        return attention
-
-    return build
+    return attention
 
 
 def _score_mod(case: Case, device: torch.device) -> dict[str, Any]:
@@ -83,9 +81,9 @@ IMPLEMENTATIONS = (
         AttentionImplementation(
             f"flash_attention_{version}_unmasked", "bound", f"FlashAttention-{version}, no mask", build, alpha=1.0
         )
-        for version, build in ((2, _version_2), (3, _version_3), (4, _version_4(soft_mask=False)))
+        for version, build in ((2, _version_2), (3, _version_3), (4, partial(_version_4, False)))
     ),
     AttentionImplementation(
-        "flash_attention_4", "rival", "FlashAttention-4, the soft mask as score_mod", _version_4(soft_mask=True)
+        "flash_attention_4", "rival", "FlashAttention-4, the soft mask as score_mod", partial(_version_4, True)
     ),
 )

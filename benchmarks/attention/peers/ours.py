@@ -1,31 +1,29 @@
 """conan_fast.soft_mask_attention. The backend that "auto" chooses is named, so that a fallback is an error."""
 
+from functools import partial
 from itertools import accumulate
 
 import torch
 
-from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Build, Case, our_backend
+from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Case, our_backend
 from conan_fast import soft_mask_attention, soft_mask_attention_varlen
 
 TOLERANCE = 0.005
 
 
-def _build(deterministic: bool) -> Build:
-    def build(case: Case, device: torch.device) -> Attention:
-        backend = our_backend(device)
-        if case.layout == "equal":
-            return lambda q, k, v: soft_mask_attention(q, k, v, ALPHA, deterministic=deterministic, backend=backend)
-        ends = torch.tensor([0, *accumulate(case.lengths)], dtype=torch.int32, device=device)
-        return lambda q, k, v: soft_mask_attention_varlen(
-            q, k, v, ends, case.length, ALPHA, deterministic=deterministic, backend=backend
-        )
-
-    return build
+def _build(deterministic: bool, case: Case, device: torch.device) -> Attention:
+    backend = our_backend(device)
+    if case.layout == "equal":
+        return lambda q, k, v: soft_mask_attention(q, k, v, ALPHA, deterministic=deterministic, backend=backend)
+    ends = torch.tensor([0, *accumulate(case.lengths)], dtype=torch.int32, device=device)
+    return lambda q, k, v: soft_mask_attention_varlen(
+        q, k, v, ends, case.length, ALPHA, deterministic=deterministic, backend=backend
+    )
 
 
 IMPLEMENTATIONS = tuple(
     AttentionImplementation(
-        name, "ours", about, _build(deterministic), tolerance=TOLERANCE, layouts=("equal", "packed")
+        name, "ours", about, partial(_build, deterministic), tolerance=TOLERANCE, layouts=("equal", "packed")
     )
     for name, about, deterministic in (
         ("ours", "conan_fast.soft_mask_attention", False),

@@ -3,12 +3,14 @@
 With the mask k and v are expanded: not all kernels support shared heads then.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Build, Case, expanded
+from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Case, expanded
 from benchmarks.attention.peers.eager import dense_bias
 from benchmarks.suite import NotRun
 from conan_fast import soft_mask
@@ -20,25 +22,22 @@ KERNELS = {
 }
 
 
-def _build(kernel: SDPBackend, dense_mask: bool) -> Build:
-    def build(case: Case, device: torch.device) -> Attention:
-        if device.type == "cpu" and kernel is not SDPBackend.FLASH_ATTENTION:
-            raise NotRun("has a CUDA kernel only")
-        if device.type == "cuda" and kernel is SDPBackend.FLASH_ATTENTION and dense_mask:
-            raise NotRun("does not support a mask")
-        bias = dense_bias(case, device) if dense_mask else None
-        # The memory-efficient kernel never shares heads; torch's CPU kernel is named "flash" and supports a mask.
-        expand = dense_mask or kernel is SDPBackend.EFFICIENT_ATTENTION
+def _build(kernel: SDPBackend, dense_mask: bool, case: Case, device: torch.device) -> Attention:
+    if device.type == "cpu" and kernel is not SDPBackend.FLASH_ATTENTION:
+        raise NotRun("has a CUDA kernel only")
+    if device.type == "cuda" and kernel is SDPBackend.FLASH_ATTENTION and dense_mask:
+        raise NotRun("does not support a mask")
+    bias = dense_bias(case, device) if dense_mask else None
+    # The memory-efficient kernel never shares heads; torch's CPU kernel is named "flash" and supports a mask.
+    expand = dense_mask or kernel is SDPBackend.EFFICIENT_ATTENTION
 
-        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            k, v = (expanded(x, case.heads) if expand else x.transpose(1, 2) for x in (k, v))
-            with sdpa_kernel(kernel):
-                out = scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=bias, enable_gqa=not expand)
-            return out.transpose(1, 2)
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (expanded(x, case.heads) if expand else x.transpose(1, 2) for x in (k, v))
+        with sdpa_kernel(kernel):
+            out = scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=bias, enable_gqa=not expand)
+        return out.transpose(1, 2)
 
-        return attention
-
-    return build
+    return attention
 
 
 def _padded(case: Case, device: torch.device) -> Attention:
@@ -62,24 +61,20 @@ def _padded(case: Case, device: torch.device) -> Attention:
     return attention
 
 
+PADDED = "torch's SDPA on a padded copy of a packed batch"
+MASKED = "with the soft mask as an L x L bias"
 IMPLEMENTATIONS = (
     *(
         AttentionImplementation(
-            f"sdpa_{name}_unmasked", "bound", f"torch's SDPA, {name} kernel, no mask", _build(kernel, False), alpha=1.0
+            f"sdpa_{name}_{'dense_mask' if masked else 'unmasked'}",
+            "rival" if masked else "bound",
+            f"torch's SDPA, {name} kernel, {MASKED if masked else 'no mask'}",
+            partial(_build, kernel, masked),
+            alpha=ALPHA if masked else 1.0,
+            dense_mask=masked,
         )
+        for masked in (False, True)
         for name, kernel in KERNELS.items()
     ),
-    *(
-        AttentionImplementation(
-            f"sdpa_{name}_dense_mask",
-            "rival",
-            f"torch's SDPA, {name} kernel, with the soft mask as an L x L bias",
-            _build(kernel, True),
-            dense_mask=True,
-        )
-        for name, kernel in KERNELS.items()
-    ),
-    AttentionImplementation(
-        "sdpa_padded", "rival", "torch's SDPA on a padded copy of a packed batch", _padded, layouts=("packed",)
-    ),
+    AttentionImplementation("sdpa_padded", "rival", PADDED, _padded, layouts=("packed",)),
 )

@@ -4,29 +4,28 @@
 k and v are expanded: its shared heads have no backward pass. Not yet run on a GPU.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmarks.attention.cases import Attention, AttentionImplementation, Build, Case, expanded
+from benchmarks.attention.cases import Attention, AttentionImplementation, Case, expanded
 from benchmarks.attention.peers.eager import dense_bias
 
 ALIGNMENT = 8  # of the rows of a mask, in elements
 
 
-def _build(dense_mask: bool) -> Build:
-    def build(case: Case, device: torch.device) -> Attention:
-        from xformers.ops import memory_efficient_attention
+def _build(dense_mask: bool, case: Case, device: torch.device) -> Attention:
+    from xformers.ops import memory_efficient_attention
 
-        bias = _aligned_bias(case, device) if dense_mask else None
+    bias = _aligned_bias(case, device) if dense_mask else None
 
-        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            k, v = (expanded(x, case.heads).transpose(1, 2) for x in (k, v))
-            return memory_efficient_attention(q, k, v, attn_bias=bias)
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (expanded(x, case.heads).transpose(1, 2) for x in (k, v))
+        return memory_efficient_attention(q, k, v, attn_bias=bias)
 
-        return attention
-
-    return build
+    return attention
 
 
 def _aligned_bias(case: Case, device: torch.device) -> Tensor:
@@ -35,19 +34,9 @@ def _aligned_bias(case: Case, device: torch.device) -> Tensor:
     return bias.expand(case.batch, case.heads, -1, -1)
 
 
+UNMASKED = "xformers, no mask: FlashAttention-3 where it is installed, else 2"
+MASKED = "xformers, with the soft mask as an L x L bias: torch's memory-efficient kernel"
 IMPLEMENTATIONS = (
-    AttentionImplementation(
-        "xformers_unmasked",
-        "bound",
-        "xformers, no mask: FlashAttention-3 where it is installed, else 2",
-        _build(dense_mask=False),
-        alpha=1.0,
-    ),
-    AttentionImplementation(
-        "xformers_dense_mask",
-        "rival",
-        "xformers, with the soft mask as an L x L bias: torch's memory-efficient kernel",
-        _build(dense_mask=True),
-        dense_mask=True,
-    ),
+    AttentionImplementation("xformers_unmasked", "bound", UNMASKED, partial(_build, False), alpha=1.0),
+    AttentionImplementation("xformers_dense_mask", "rival", MASKED, partial(_build, True), dense_mask=True),
 )

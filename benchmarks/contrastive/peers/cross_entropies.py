@@ -20,6 +20,7 @@ torch's own (2.13 and newer) computes the scores of some rows at a time.
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,33 +61,26 @@ def needs_a_gpu(inputs: Inputs) -> None:
         raise NotRun("has only CUDA kernels")
 
 
-def _cut(*, exact: bool) -> Build:
-    def cross_entropy_of(inputs: Inputs, _: Sequence[int]) -> CrossEntropy:
-        from cut_cross_entropy import linear_cross_entropy
+def _cut(exact: bool, inputs: Inputs, _: Sequence[int]) -> CrossEntropy:
+    from cut_cross_entropy import linear_cross_entropy
 
-        needs_a_gpu(inputs)
-        older = "accum_e_fp32" not in inspect.signature(linear_cross_entropy).parameters
-        options: dict[str, Any] = {"filter_eps": None} if older else {"impl": "cce_exact"}
-        options = options if exact else {}
-        return lambda queries, *others: linear_cross_entropy(queries / TEMPERATURE, *others, **options)
-
-    return per_dim(cross_entropy_of)
+    needs_a_gpu(inputs)
+    older = "accum_e_fp32" not in inspect.signature(linear_cross_entropy).parameters
+    options: dict[str, Any] = {} if not exact else {"filter_eps": None} if older else {"impl": "cce_exact"}
+    return lambda queries, *others: linear_cross_entropy(queries / TEMPERATURE, *others, **options)
 
 
-def _liger(*, tuned: bool) -> Build:
-    def cross_entropy_of(inputs: Inputs, _: Sequence[int]) -> CrossEntropy:
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+def _liger(tuned: bool, inputs: Inputs, _: Sequence[int]) -> CrossEntropy:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-        needs_a_gpu(inputs)
+    needs_a_gpu(inputs)
 
-        def cross_entropy(queries: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
-            tuning = {"accum_dtype": torch.float32, "chunk_mem_const": max(1, SCORES // queries.nbytes)}
-            options: dict[str, Any] = tuning if tuned else {}
-            return liger_fused_linear_cross_entropy(queries / TEMPERATURE, candidates, labels, **options)
+    def cross_entropy(queries: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
+        tuning = {"accum_dtype": torch.float32, "chunk_mem_const": max(1, SCORES // queries.nbytes)}
+        options: dict[str, Any] = tuning if tuned else {}
+        return liger_fused_linear_cross_entropy(queries / TEMPERATURE, candidates, labels, **options)
 
-        return cross_entropy
-
-    return per_dim(cross_entropy_of)
+    return cross_entropy
 
 
 def _liger_scaled(inputs: Inputs, _: Sequence[int]) -> CrossEntropy:
@@ -120,14 +114,14 @@ LIGER = "Liger-Kernel's fused linear cross-entropy for each dim, default options
 LIGER_SCALED = "Liger-Kernel's fused linear scaled cross-entropy for each dim: CuTe kernels on Hopper, torch elsewhere"
 TORCH = "torch's linear_cross_entropy for each dim, in chunks of its choice"
 IMPLEMENTATIONS = tuple(
-    ContrastiveImplementation(name, "rival", about, build, squares=squares, prefixes=prefixes)
-    for name, about, build, squares, prefixes in (
-        ("cut_cross_entropy", "Cut cross-entropy for each dim, default options", _cut(exact=False), 0, 1),
-        ("cut_cross_entropy_exact", "its exact form: no gradient skipped, float32 sums", _cut(exact=True), 0, 2),
-        ("liger", LIGER, _liger(tuned=False), 0, 1),
-        ("liger_tuned", "the same with 256 MiB of scores at a time and float32 sums", _liger(tuned=True), 0, 2),
-        ("liger_scaled", LIGER_SCALED, per_dim(_liger_scaled), 0, 1),
-        ("inf_cl", "Inf-CL for each dim, in float32 (TF32), including the conversion", per_dim(_inf_cl), 0, 3),
-        ("torch_chunked", TORCH, per_dim(_torch_chunked), 1, 2),
+    ContrastiveImplementation(name, "rival", about, per_dim(cross_entropy_of), squares=squares, prefixes=prefixes)
+    for name, about, cross_entropy_of, squares, prefixes in (
+        ("cut_cross_entropy", "Cut cross-entropy for each dim, default options", partial(_cut, False), 0, 1),
+        ("cut_cross_entropy_exact", "its exact form: no gradient skipped, float32 sums", partial(_cut, True), 0, 2),
+        ("liger", LIGER, partial(_liger, False), 0, 1),
+        ("liger_tuned", "the same with 256 MiB of scores at a time and float32 sums", partial(_liger, True), 0, 2),
+        ("liger_scaled", LIGER_SCALED, _liger_scaled, 0, 1),
+        ("inf_cl", "Inf-CL for each dim, in float32 (TF32), including the conversion", _inf_cl, 0, 3),
+        ("torch_chunked", TORCH, _torch_chunked, 1, 2),
     )
 )

@@ -7,12 +7,12 @@ place of its default 32, which is meant for a real model's memory. Embeddings ha
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contrastive.cases import TEMPERATURE, Build, ContrastiveImplementation, GradientStep, Inputs
+from benchmarks.contrastive.cases import TEMPERATURE, ContrastiveImplementation, GradientStep, Inputs
 
 MINI_BATCH = 1024
 
@@ -37,33 +37,30 @@ class _Given(nn.Module):
         return {"sentence_embedding": self.parts[column][row // self._part]}
 
 
-def _build(name: str, part: int | None, **options: Any) -> Build:
+def _build(name: str, part: int | None, inputs: Inputs, dims: Sequence[int]) -> GradientStep:
     """MatryoshkaLoss around its loss `name`, whose mini-batches have `part` rows (None: all)."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import losses
 
-    def build(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer import losses
+    queries, positives, *negatives = inputs
+    columns = [queries, positives, *(column for x in negatives for column in x.unbind(1))]
+    given = _Given(columns, part or len(queries))
+    model = SentenceTransformer(modules=[given], device=str(queries.device))
+    options = {"mini_batch_size": part} if part else {}
+    inner = getattr(losses, name)(model, scale=1 / TEMPERATURE, **options)
+    loss, features = losses.MatryoshkaLoss(model, inner, list(dims)), given.features()
 
-        queries, positives, *negatives = inputs
-        columns = [queries, positives, *(column for x in negatives for column in x.unbind(1))]
-        given = _Given(columns, part or len(queries))
-        model = SentenceTransformer(modules=[given], device=str(queries.device))
-        inner = getattr(losses, name)(model, scale=1 / TEMPERATURE, **options)
-        loss, features = losses.MatryoshkaLoss(model, inner, list(dims)), given.features()
+    def step() -> None:
+        for leaves in given.parts:
+            for leaf in leaves:
+                leaf.grad = None
+        loss(features, None).backward()
 
-        def step() -> None:
-            for leaves in given.parts:
-                for leaf in leaves:
-                    leaf.grad = None
-            loss(features, None).backward()
+    def gradients() -> list[Tensor]:
+        grads = [torch.cat([leaf.grad for leaf in leaves]) for leaves in given.parts]
+        return [*grads[:2], *([torch.stack(grads[2:], 1)] if negatives else [])]
 
-        def gradients() -> list[Tensor]:
-            grads = [torch.cat([leaf.grad for leaf in leaves]) for leaves in given.parts]
-            return [*grads[:2], *([torch.stack(grads[2:], 1)] if negatives else [])]
-
-        return GradientStep(step, gradients)
-
-    return build
+    return GradientStep(step, gradients)
 
 
 LOSSES = ("MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss")
@@ -72,7 +69,7 @@ IMPLEMENTATIONS = tuple(
         name, "rival", f"sentence-transformers' {loss} in MatryoshkaLoss", build, squares, per_dim, prefixes=1
     )
     for name, loss, build, squares, per_dim in (
-        ("st_mnrl", LOSSES[0], _build(LOSSES[0], None), 3, 1),
-        ("st_cached_mnrl", LOSSES[1], _build(LOSSES[1], MINI_BATCH, mini_batch_size=MINI_BATCH), 0, 0),
+        ("st_mnrl", LOSSES[0], partial(_build, LOSSES[0], None), 3, 1),
+        ("st_cached_mnrl", LOSSES[1], partial(_build, LOSSES[1], MINI_BATCH), 0, 0),
     )
 )
