@@ -36,63 +36,52 @@ class Selection:
         return all(str(fields.get(field)) == value for field, value in (item.split("=", 1) for item in self.where))
 
 
-class Recorder:
-    """The part of a suite in a result file. Until the suite ends, `stopped` says what is under way."""
+def measure_suite(suite: Suite, device: torch.device, out: Path, selection: Selection, limits: rounds.Progress) -> int:
+    """Returns the exit status: 0, OURS_WRONG, or INTERRUPTED after Ctrl-C. limits: its deadline and slowest count.
 
-    def __init__(self, out: Path, name: str, device: torch.device, progress: rounds.Progress) -> None:
-        content = result.read(out).content if out.exists() else None
-        content = content or {"format": result.FORMAT, "machine": machine.facts(device), "suites": {}}
-        self.run, self.name, self.start = Run(out, content), name, time.monotonic()
-        self.content: Json = {"ceilings": None, "stopped": None, "rows": []}
-        content["suites"][name] = self.content
-        self._printed: set[tuple[str, str]] = set()
-        self.progress = replace(progress, row=self._add, now=lambda what: self.write(stopped=what))
-
-    def write(self, **changes: Any) -> None:
-        self.content |= changes
-        result.write(self.run.path, self.run.content)
-
-    def _add(self, row: Json) -> None:
-        """Prints each reason of an implementation once."""
-        self.content["rows"].append(row)
-        self.write()
-        reason = (row["implementation"], row["reason"])
-        if row["reason"] and reason in self._printed:
-            return
-        self._printed.add(reason)
-        print(f"[{time.monotonic() - self.start:4.0f} s] {line(Row(self.run, self.name, row))}", flush=True)
-
-
-def measure_suite(
-    suite: Suite, device: torch.device, out: Path, selection: Selection, progress: rounds.Progress
-) -> int:
-    """Returns the exit status: 0, OURS_WRONG, or INTERRUPTED after Ctrl-C. progress: deadline and slowest count."""
+    Until the suite ends, `stopped` in the file says what is under way.
+    """
     chosen, cases = selection.of(suite, device.type)
     if not chosen.implementations or not cases:
         known = ", ".join(i.name for i in suite.implementations)
         print(f"{suite.name}: nothing to measure: --where selects {len(cases)} cases, --only and --without select")
         print(f"{len(chosen.implementations)} implementations of {known}")
         return 0
-    recorder = Recorder(out, suite.name, device, progress)
-    stopped = None
+    empty = {"format": result.FORMAT, "machine": machine.facts(device), "suites": {}}
+    run = result.read(out) if out.exists() else Run(out, empty)
+    content: Json = run.suites.setdefault(suite.name, {"ceilings": None, "stopped": None, "rows": []})
+    start, printed = time.monotonic(), set()
+
+    def write(**changes: Any) -> None:
+        content.update(changes)
+        result.write(out, run.content)
+
+    def add(row: Json) -> None:
+        write(rows=[*content["rows"], row])
+        reason = (row["implementation"], row["reason"])
+        if reason not in printed:  # a reason is printed once
+            print(f"[{time.monotonic() - start:4.0f} s] {line(Row(run, suite.name, row))}", flush=True)
+        printed.update([reason] if row["reason"] else [])
+
+    progress, stopped = replace(limits, row=add, now=lambda what: write(stopped=what)), None
     try:
-        recorder.write(stopped="ceilings")
-        recorder.write(ceilings=asdict(roofline.measure(device)))
-        print(f"\n{suite.name}: {len(cases)} cases; ceilings: {recorder.run.ceilings(suite.name)}", flush=True)
+        write(stopped="ceilings")
+        write(ceilings=asdict(roofline.measure(device)))
+        print(f"\n{suite.name}: {len(cases)} cases; ceilings: {run.ceilings(suite.name)}", flush=True)
         clock = timing.Clock(device)
         for number, case in enumerate(cases):
-            if recorder.progress.over:
+            if progress.over:
                 stopped = f"the time budget was spent before {len(cases) - number} of {len(cases)} cases"
                 break
-            rounds.run_case(chosen, case, clock, recorder.progress)
+            rounds.run_case(chosen, case, clock, progress)
     except KeyboardInterrupt:
         stopped = "Ctrl-C"
-    recorder.write(stopped=stopped)
+    write(stopped=stopped)
     if stopped:
         print(f"{suite.name}: {stopped}", flush=True)
     if stopped == "Ctrl-C":
         return INTERRUPTED
-    return OURS_WRONG if any(row["wrong"] and row["role"] == "ours" for row in recorder.content["rows"]) else 0
+    return OURS_WRONG if any(row["wrong"] and row["role"] == "ours" for row in content["rows"]) else 0
 
 
 def line(row: Row) -> str:

@@ -68,9 +68,9 @@ def main(options: argparse.Namespace) -> int:
     device = torch.device(options.device)
     if options.here:
         deadline = time.monotonic() + 60 * options.budget_minutes
-        progress = rounds.Progress(deadline=deadline, slowest=options.slowest or rounds.SLOWEST[device.type])
+        limits = rounds.Progress(deadline=deadline, slowest=options.slowest or rounds.SLOWEST[device.type])
         selection = Selection(options.where, options.only, options.without)
-        return measure_suite(load_suite(*options.suite), device, options.out, selection, progress)
+        return measure_suite(load_suite(*options.suite), device, options.out, selection, limits)
     options.out = (options.out or _default_file(device)).absolute()
     if options.out.exists() and (reason := _cannot_add(options.out, options.suite, machine.facts(device))):
         return fail(f"--out: {options.out} exists, {reason}")

@@ -42,35 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--architecture", metavar="SM", help="such as sm_90a (default: all compiled ones)")
     choice.add_argument("--head-dim", type=int, metavar="D", help="of attention (default: all compiled ones)")
     choice.add_argument("--dtype", choices=list(DTYPES.values()), help="(default: bf16 if the kernel has it)")
-    attention = parser.add_argument_group("the shape of attention")
-    for name, default, what in (
-        ("batch", 2, "sequences"),
-        ("length", 8192, "tokens of a sequence"),
-        ("heads", 32, "query heads"),
-        ("kv-heads", 8, "K/V heads"),
+    attention, contrastive = (parser.add_argument_group(f"the shape of {name}") for name in ("attention", "InfoNCE"))
+    for group, name, metavar, default, what in (
+        (attention, "batch", "B", 2, "sequences"),
+        (attention, "length", "L", 8192, "tokens of a sequence"),
+        (attention, "heads", "H", 32, "query heads"),
+        (attention, "kv-heads", "H", 8, "K/V heads"),
+        (contrastive, "pairs", "N", 16384, "queries and positives"),
+        (contrastive, "negatives", "K", 0, "hard negatives of a pair"),
+        (contrastive, "dim", "D", PAPER_DIMS[-1], "elements of a vector"),
     ):
-        attention.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=f"{what} ({default})")
-    contrastive = parser.add_argument_group("the shape of InfoNCE")
-    contrastive.add_argument("--pairs", type=_positive, default=16384, metavar="N", help="(16384)")
-    contrastive.add_argument("--negatives", type=_count, default=0, metavar="K", help="hard negatives of a pair (0)")
-    contrastive.add_argument("--dim", type=_positive, default=PAPER_DIMS[-1], metavar="D", help=f"({PAPER_DIMS[-1]})")
+        group.add_argument(f"--{name}", type=int, default=default, metavar=metavar, help=f"{what} ({default})")
     contrastive.add_argument("--dims", type=_dims, metavar="d,...", help="Matryoshka dims (the paper's, up to D)")
     ceilings = parser.add_argument_group("ceilings, and measured times")
     ceilings.add_argument("--tflops", type=float, help="of a large GEMM, in place of a result's or the docs'")
     ceilings.add_argument("--tb-per-s", type=float, help="of a large copy, in place of a result's or the docs'")
-    ceilings.add_argument(
-        "--results", type=Path, nargs="+", metavar="FILE", help="(default: benchmarks/results/*.json)"
-    )
-
-
-def _count(text: str, least: int = 0) -> int:
-    if (number := int(text)) < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
-    return number
-
-
-def _positive(text: str) -> int:
-    return _count(text, least=1)
+    ceilings.add_argument("--results", type=Path, nargs="+", metavar="FILE", help="(benchmarks/results/*.json)")
 
 
 def _dims(text: str) -> tuple[int, ...]:
@@ -138,6 +125,10 @@ def explain(kernels: Sequence[Kernel], options: argparse.Namespace) -> list[str]
 
 def case_of(kernel: Kernel, suite: str, options: argparse.Namespace) -> Case:
     """In 16 bits. Raises ArgumentTypeError."""
+    for name in ("batch", "length", "heads", "kv_heads", "pairs", "dim", "negatives"):
+        least, given = int(name != "negatives"), getattr(options, name)
+        if given < least:
+            raise argparse.ArgumentTypeError(f"--{name.replace('_', '-')}: must be at least {least}, got {given}")
     if suite == "attention":
         if options.heads % options.kv_heads:
             raise argparse.ArgumentTypeError("--heads must be a multiple of --kv-heads")
@@ -152,10 +143,9 @@ def case_of(kernel: Kernel, suite: str, options: argparse.Namespace) -> Case:
 def ceilings_of(suite: str, runs: Sequence[Run], options: argparse.Namespace) -> tuple[Ceilings, str]:
     """Those of the options, else of the newest GPU result, else of the docs, and where they are from."""
     ceilings, source = results.ceilings(runs, suite) or (DOCS, DOCS_SOURCE)
-    given = {"--tflops": options.tflops, "--tb-per-s": options.tb_per_s}
-    if options.tflops is not None:
-        ceilings = replace(ceilings, gemm_flop_per_s=options.tflops * 1e12)
-    if options.tb_per_s is not None:
-        ceilings = replace(ceilings, copy_bytes_per_s=options.tb_per_s * 1e12)
-    names = [name for name, value in given.items() if value is not None]
+    names = []
+    for name, field in (("tflops", "gemm_flop_per_s"), ("tb_per_s", "copy_bytes_per_s")):
+        if (given := getattr(options, name)) is not None:
+            ceilings = replace(ceilings, **{field: given * 1e12})
+            names.append(f"--{name.replace('_', '-')}")
     return ceilings, " and ".join(names if len(names) == 2 else [*names, source])

@@ -44,7 +44,7 @@ def hottest(code: Sequence[Instruction]) -> Loop | None:
     """
     flow = _control_flow(code)
     bodies = _bodies(flow)
-    mixes = {head: Mix.of(code[i] for i in body) for head, body in bodies.items()}
+    mixes = {head: Mix(code[i] for i in body) for head, body in bodies.items()}
     if any(mix.tensor for mix in mixes.values()):
         worth = {head: mix.tensor for head, mix in mixes.items()}
     else:

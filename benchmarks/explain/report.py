@@ -1,12 +1,11 @@
 """The explanation of a kernel, line by line. Each public function is a section; command.py lists them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from benchmarks.explain import results
 from benchmarks.explain.disassembler import NoDisassembly, module_file, sass
 from benchmarks.explain.kernels import Case, Family, Operation
-from benchmarks.explain.loops import Loop, hottest
+from benchmarks.explain.loops import hottest
 from benchmarks.explain.occupancy import LIMITS, Occupancy, capability, occupancy
 from benchmarks.explain.resources import Kernel
 from benchmarks.explain.sass import ORDER, SPILLS, TENSOR, Mix, parse
@@ -49,42 +48,29 @@ def _occupancy(kernel: Kernel, family: Family, case: Case) -> Occupancy | None:
     return occupancy(kernel.architecture, threads=kernel.threads, registers=kernel.registers, shared=shared)
 
 
-@dataclass(frozen=True)
 class Code:
-    """A kernel's instructions in all, and its hottest loop."""
+    """A kernel's instructions: all of them, those of its hottest loop, and those of a step, one round of the loop.
 
-    kernel: Kernel
-    mix: Mix
-    loop: Loop | None
+    mma_cycles: of a tensor core, for a step; None if it is not known.
+    """
 
-    @classmethod
-    def of(cls, kernel: Kernel) -> "Code":
+    def __init__(self, kernel: Kernel) -> None:
         """Raises NoDisassembly."""
         if kernel.symbol is None:
             raise NoDisassembly("this build did not note the names in the module; build again")
         code = parse(sass(module_file(), kernel.symbol, kernel.architecture), kernel.symbol)
-        return cls(kernel, Mix.of(code), hottest(code))
-
-    @property
-    def mixes(self) -> list[Mix]:
-        """Of everything, of the loop, and of a step."""
+        self.kernel, self.loop = kernel, hottest(code)
         body, step = (self.loop.body, self.loop.step) if self.loop else ((), ())
-        return [self.mix, Mix.of(body), Mix.of(step)]
-
-    @property
-    def mma_cycles(self) -> int | None:
-        """Of a tensor core, for a step; None if it is not known."""
-        cycles, step = MMA_CYCLES.get(capability(self.kernel.architecture)), self.loop.step if self.loop else ()
-        gemm = [instruction for instruction in step if instruction.kind in TENSOR]
-        if cycles is None or not gemm or any(not one.opcode.startswith("HMMA.16816") for one in gemm):
-            return None
-        return cycles * len(gemm)
+        self.mixes = [Mix(code), Mix(body), Mix(step)]
+        cycles, gemm = MMA_CYCLES.get(capability(kernel.architecture)), [i for i in step if i.kind in TENSOR]
+        known = cycles and gemm and all(instruction.opcode.startswith("HMMA.16816") for instruction in gemm)
+        self.mma_cycles = cycles * len(gemm) if cycles and known else None
 
 
 def instructions(kernels: Sequence[Kernel]) -> list[str]:
     """kernels: one for each architecture."""
     try:
-        codes = [Code.of(kernel) for kernel in kernels]
+        codes = [Code(kernel) for kernel in kernels]
     except NoDisassembly as error:
         return [f"  {error}"]
     mixes = [mix for code in codes for mix in code.mixes]
@@ -109,10 +95,10 @@ def _about_loops(codes: Sequence[Code]) -> Iterator[str]:
     if any(code.mma_cycles for code in codes):
         yield "    cycles: mma at its full rate; a scheduler issues one instruction a cycle, for all its warps"
     for architecture, loop in loops:
-        others = ", ".join(f"{name} {count}" for name, count in Mix.of(loop.step).others.most_common(8))
+        others = ", ".join(f"{name} {count}" for name, count in Mix(loop.step).others.most_common(8))
         yield f"    {architecture}: loop at {loop.first:#x}; others in a step: {others}"
         if loop.inner:
-            inner = ", ".join(f"{len(one.step)} ({Mix.of(one.step).tensor} tensor core)" for one in loop.inner)
+            inner = ", ".join(f"{len(one.step)} ({Mix(one.step).tensor} tensor core)" for one in loop.inner)
             yield f"    {architecture}: instructions of loops inside, counted once but run more often: {inner}"
 
 
@@ -169,11 +155,11 @@ def _measured(operation: Operation, case: Case, runs: Sequence[Run], csrc_sha256
 
 
 def _elsewhere(operation: Operation, runs: Sequence[Run]) -> str:
-    cases = results.cases(runs, operation)
-    if not cases:
+    cases = [time.row["case"].items() for time in results.times(runs, operation)]
+    listed = list(dict.fromkeys(" ".join(f"{name}={value}" for name, value in case) for case in cases))
+    if not listed:
         return ""
-    listed = "; ".join(" ".join(f"{name}={value}" for name, value in case.items()) for case in cases[:6])
-    return f" at this shape; measured are {listed}{' and others' if len(cases) > 6 else ''}"
+    return f" at this shape; measured are {'; '.join(listed[:6])}{' and others' if len(listed) > 6 else ''}"
 
 
 def amount(number: float, unit: str) -> str:

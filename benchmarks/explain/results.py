@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from benchmarks.explain.kernels import Case, Operation
 from benchmarks.result import FOLDER, Run, Time, read
@@ -29,27 +28,17 @@ def ceilings(runs: Iterable[Run], suite: str) -> tuple[Ceilings, str] | None:
     return None
 
 
+def times(runs: Iterable[Run], operation: Operation) -> Iterator[Time]:
+    for row in (row for run in runs for row in run.rows(operation.suite)):
+        if row.name == operation.implementation and operation.part in row.parts:
+            yield row.parts[operation.part]
+
+
 def find(runs: Iterable[Run], operation: Operation, case: Case) -> list[Time]:
     """The newest time of the operation on each GPU."""
     wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(case).items()}
     found: dict[str | None, Time] = {}
-    for time in _times(runs, operation):
+    for time in times(runs, operation):
         if all(time.row["case"].get(name) == value for name, value in wanted.items()):
             found.setdefault(time.row.run.gpu, time)
     return list(found.values())
-
-
-def cases(runs: Iterable[Run], operation: Operation) -> list[dict[str, Any]]:
-    """The cases in which the operation was measured on any GPU."""
-    found: list[dict[str, Any]] = []
-    for time in _times(runs, operation):
-        if time.row["case"] not in found:
-            found.append(time.row["case"])
-    return found
-
-
-def _times(runs: Iterable[Run], operation: Operation) -> Iterator[Time]:
-    for run in runs:
-        for row in run.rows(operation.suite):
-            if row.name == operation.implementation and row.timed and (time := row.parts.get(operation.part)):
-                yield time

@@ -58,35 +58,17 @@ def parse(text: str, symbol: str | None = None) -> list[Instruction]:
         elif inside and (match := _INSTRUCTION.match(line)):
             code.append(Instruction(int(match["address"], 16), match["guard"], match["opcode"], match["operands"]))
     # After the code come an unreachable branch to itself and NOPs up to a round address.
-    while code and (code[-1].base == "NOP" or (code[-1].base == "BRA" and _is_own_target(code[-1]))):
+    while code and (code[-1].base == "NOP" or (code[-1].base == "BRA" and code[-1].operands == hex(code[-1].address))):
         code.pop()
     return code
 
 
-def _is_own_target(branch: Instruction) -> bool:
-    return branch.operands.strip() == hex(branch.address)
-
-
-@dataclass(frozen=True)
 class Mix:
-    """How many instructions of each kind; `others`: opcodes that have no kind."""
+    """How many instructions of each kind. others: opcodes that have no kind. tensor: of the tensor cores."""
 
-    total: int
-    kinds: Counter[str]
-    others: Counter[str]
-
-    @classmethod
-    def of(cls, instructions: Iterable[Instruction]) -> "Mix":
-        kinds: Counter[str] = Counter()
-        others: Counter[str] = Counter()
-        for instruction in instructions:
-            if kind := instruction.kind:
-                kinds[kind] += 1
-            else:
-                others[instruction.base] += 1
-        return cls(kinds.total() + others.total(), kinds, others)
-
-    @property
-    def tensor(self) -> int:
-        """Instructions of the tensor cores."""
-        return sum(self.kinds[kind] for kind in TENSOR)
+    def __init__(self, instructions: Iterable[Instruction] = ()) -> None:
+        instructions = list(instructions)
+        self.total = len(instructions)
+        self.kinds = Counter(instruction.kind for instruction in instructions if instruction.kind)
+        self.others = Counter(instruction.base for instruction in instructions if not instruction.kind)
+        self.tensor = sum(self.kinds[kind] for kind in TENSOR)

@@ -17,7 +17,6 @@ from train.loop import Stage, make_optimizer, train_step
 
 STATE_BYTES = 16  # a parameter, its gradient and two moments, in float32
 COPY_BYTES = 2  # of a matrix: autocast's in bfloat16
-BOTH: tuple[StageName, ...] = ("weak", "supervised")
 
 
 class Running(ABC):
@@ -63,24 +62,25 @@ class StageRunning(Running):
 
 @dataclass(frozen=True)
 class StepImplementation(Implementation):
-    """alpha: of the soft mask that it applies, None for the stage's. why_not: why it skips a case, None if it does not.
+    """alpha: of the soft mask that it applies, None for the stage's. padded: its batches are, and its loss is eager.
 
-    tokens_at_once: positions of its largest forward pass with a graph, padding included. squares_of_loss: N x M
-    elements that its loss holds, by the number of dims.
+    one_pass: the whole batch at once. in_parts: only for batches of several micro-batches, else it equals another.
     """
 
     build: Callable[[Task], Running]
-    tokens_at_once: Callable[[Case], int]
-    squares_of_loss: Callable[[int], int] = lambda _: 0
+    padded: bool = True
+    one_pass: bool = False
+    in_parts: bool = False
     alpha: float | None = None
-    stages: tuple[StageName, ...] = BOTH
-    why_not: Callable[[Case], str | None] = lambda _: None
+    stages: tuple[StageName, ...] = ("weak", "supervised")
 
     def reason(self, case: Case) -> str | None:
         """Why the case is skipped, None if it is not."""
         if case.stage not in self.stages:
             return f"is for the {' and the '.join(self.stages)} stage"
-        return self.why_not(case)
+        if self.in_parts and padded_tokens(case) <= case.micro_batch_tokens:
+            return "the padded batch fits into one micro-batch: the same as transformers_sdpa"
+        return None
 
     def bytes_needed(self, case: Case) -> int:
         if self.reason(case):
@@ -88,8 +88,19 @@ class StepImplementation(Implementation):
         recipe = recipe_of(case.model)
         parameters, embeddings = Parameters.of(recipe), 4 * case.texts * recipe.model.hidden_size
         states = STATE_BYTES * parameters.total + COPY_BYTES * parameters.matrices
-        scores = 4 * self.squares_of_loss(len(case.dims)) * case.batch_size * (case.texts - case.batch_size)
+        squares = 3 + 2 * len(case.dims) if self.padded else 0  # N x M elements that an eager loss holds
+        scores = 4 * squares * case.batch_size * (case.texts - case.batch_size)
         return states + self.tokens_at_once(case) * activation_bytes(case) + scores + 4 * embeddings
+
+    def tokens_at_once(self, case: Case) -> int:
+        """Positions of its largest forward pass with a graph. A text longer than a micro-batch is one of its own."""
+        tokens = padded_tokens(case) if self.padded else case.tokens
+        return tokens if self.one_pass else max(int(lengths(case).max()), min(tokens, case.micro_batch_tokens))
+
+
+def padded_tokens(case: Case) -> int:
+    """Of the whole batch, padded to its longest text."""
+    return case.texts * int(lengths(case).max())
 
 
 def activation_bytes(case: Case) -> int:
@@ -102,8 +113,3 @@ def activation_bytes(case: Case) -> int:
     key_values = 2 * model.num_key_value_heads * model.hidden_size // model.num_attention_heads
     layer = 36 * model.hidden_size + 12 * key_values + 8 * model.intermediate_size
     return model.num_hidden_layers * layer + 12 * model.hidden_size
-
-
-def of_micro_batch(case: Case, tokens: int) -> int:
-    """Of a step's tokens those of a micro-batch; a longer text is a micro-batch of its own."""
-    return max(int(lengths(case).max()), min(tokens, case.micro_batch_tokens))

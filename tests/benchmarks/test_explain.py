@@ -152,7 +152,7 @@ def text_of(lines, function="kernel"):
 
 def test_instructions_are_counted_by_kind():
     text = text_of(PROLOGUE + LOOP + EPILOGUE) + "\n" + text_of(["FADD R0, R0, R0"], "another")
-    mix = sass.Mix.of(sass.parse(text, "kernel"))
+    mix = sass.Mix(sass.parse(text, "kernel"))
     kinds = {"HMMA": 2, "MUFU.EX2": 1, "MUFU, others": 1, "LDGSTS": 1, "LDSM": 1, "LDG": 1, "STG": 1, "FMUL": 1}
     assert mix.kinds == {**kinds, sass.SPILLS: 1}
     assert mix.others == {"BRA": 2, "EXIT": 2}  # without the branch to itself behind the code
@@ -171,7 +171,7 @@ def test_a_loop_inside_counts_once_and_is_noted():
     product = "HMMA.16816.F32 R4, R4, R4, R4"
     code = ["MOV R1, R2", product, "@P0 BRA 0x10", product, "@P1 BRA 0x0", "EXIT"]
     loop = loops.hottest(sass.parse(text_of(code)))
-    assert loop is not None and loop.first == 0 and sass.Mix.of(loop.step).tensor == 2
+    assert loop is not None and loop.first == 0 and sass.Mix(loop.step).tensor == 2
     assert [one.first for one in loop.inner] == [0x10]
 
 
@@ -436,9 +436,9 @@ def test_the_forward_kernel_as_compiled(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     compiled = resources.kernels_of(build_info()["kernels"])
     [instances] = resources.choose(compiled, "sm80_forward", head_dim=112).values()
-    code = report.Code.of(instances[0])
+    code = report.Code(instances[0])
     # docs/attention_kernels.md: head_dim 112 is not padded, 2 products of 7 x 8 HMMA for each of 2 row groups.
-    assert code.loop is not None and sass.Mix.of(code.loop.step).tensor == 224
+    assert code.loop is not None and sass.Mix(code.loop.step).tensor == 224
     assert command.main(options("sm80_forward", "--head-dim=112", f"--architecture={instances[0].architecture}")) == 0
     out = capsys.readouterr().out
     for part in ("sm80_forward<Bf16, 112>", "limited by", "HMMA", "1.92 TFLOP", "not yet measured on a GPU"):

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.profiler import record_function
 from transformers import LlamaForCausalLM
 
-from benchmarks.step.implementation import StageRunning, StepImplementation, of_micro_batch
-from benchmarks.step.task import Case, Task, lengths
+from benchmarks.step.implementation import StageRunning, StepImplementation
+from benchmarks.step.task import Task
 from train.loop import Stage, autocast
 from train.metrics import Values
 
@@ -121,48 +121,12 @@ class Transformers(StageRunning):
         return Padded(task, None if self.one_pass else task.micro_batch_tokens, self.by_length)
 
 
-def padded_tokens(case: Case) -> int:
-    """Of the whole batch, padded to its longest text."""
-    return case.texts * int(lengths(case).max())
-
-
-def micro_batch_tokens(case: Case) -> int:
-    return of_micro_batch(case, padded_tokens(case))
-
-
-def scores_of_eager_loss(dims: int) -> int:
-    return 3 + 2 * dims
-
-
-def _same(case: Case) -> str | None:
-    if padded_tokens(case) <= case.micro_batch_tokens:
-        return "the padded batch fits into one micro-batch: the same as transformers_sdpa"
-    return None
-
-
-IMPLEMENTATIONS = tuple(
-    StepImplementation(name, "rival", about, build, tokens, scores_of_eager_loss, why_not=why_not)
-    for name, about, build, tokens, why_not in (
-        (
-            "transformers_sdpa",
-            "padded micro-batches, SDPA with the dense mask, eager loss",
-            Transformers,
-            micro_batch_tokens,
-            lambda _: None,
-        ),
-        (
-            "transformers_sdpa_sorted",
-            "the same, the texts of a step sorted by length: less padding",
-            partial(Transformers, by_length=True),
-            micro_batch_tokens,
-            _same,
-        ),
-        (
-            "transformers_sdpa_one_pass",
-            "the same, the whole batch at once, without gradient caching: more memory",
-            partial(Transformers, one_pass=True),
-            padded_tokens,
-            _same,
-        ),
-    )
+SDPA = "padded micro-batches, SDPA with the dense mask, eager loss"
+SORTED = "the same, the texts of a step sorted by length: less padding"
+ONE_PASS = "the same, the whole batch at once, without gradient caching: more memory"
+sorted_texts, one_pass = partial(Transformers, by_length=True), partial(Transformers, one_pass=True)
+IMPLEMENTATIONS = (
+    StepImplementation("transformers_sdpa", "rival", SDPA, Transformers),
+    StepImplementation("transformers_sdpa_sorted", "rival", SORTED, sorted_texts, in_parts=True),
+    StepImplementation("transformers_sdpa_one_pass", "rival", ONE_PASS, one_pass, one_pass=True, in_parts=True),
 )

@@ -6,19 +6,16 @@ tokenises, embeds, clips and steps as usual; only logging, saving and reporting 
 (CachedMultipleNegativesRankingLoss), smaller ones do not.
 """
 
-from collections.abc import Iterator
-from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, RandomSampler
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from benchmarks.step.implementation import Running, StepImplementation
-from benchmarks.step.peers.padded import micro_batch_tokens, scores_of_eager_loss
 from benchmarks.step.stepwise import Pause, Stepwise
 from benchmarks.step.task import Task
 from benchmarks.suite import NotRun
@@ -108,27 +105,13 @@ def _loss(model: Any, task: Task) -> torch.nn.Module:
     return losses.MatryoshkaLoss(model, loss, recipe.dims) if recipe.dims else loss
 
 
-class _AllRows(torch.utils.data.BatchSampler):
-    """All rows in a new order, again and again."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__(range(rows), rows, drop_last=True)
-        self._rng = np.random.default_rng(0)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for _ in range(MAX_STEPS):
-            yield self._rng.permutation(self.batch_size).tolist()
-
-    def __len__(self) -> int:
-        return MAX_STEPS
-
-
 def _trainer(model: Any, optimizer: torch.optim.Optimizer, task: Task, folder: str) -> Any:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
     rows = len(task.texts.rows)
-    sampler: Any = lambda *_, **__: _AllRows(rows)  # noqa: E731
+    in_new_order = RandomSampler(range(rows), num_samples=rows * MAX_STEPS, generator=torch.Generator().manual_seed(0))
+    sampler: Any = lambda *_, **__: BatchSampler(in_new_order, rows, drop_last=True)  # noqa: E731  all rows each time
     arguments = SentenceTransformerTrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=rows,
@@ -157,33 +140,23 @@ def _trainer(model: Any, optimizer: torch.optim.Optimizer, task: Task, folder: s
     return trainer
 
 
-def _train(trainer: Any, pause: Pause) -> None:
-    class HandOver(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            pause()
+class HandOver(TrainerCallback):
+    def __init__(self, pause: Pause) -> None:
+        self.pause = pause
 
-    trainer.add_callback(HandOver())  # after the trainer's own
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.pause()
+
+
+def _train(trainer: Any, pause: Pause) -> None:
+    trainer.add_callback(HandOver(pause))  # after the trainer's own
     trainer.train()
 
 
-_implementation = partial(
-    StepImplementation,
-    build=SentenceTransformers,
-    tokens_at_once=micro_batch_tokens,
-    squares_of_loss=scores_of_eager_loss,
-)
+ABOUT = "its trainer, (Cached)MultipleNegativesRankingLoss"
+MASKED, UNMASKED = f"{ABOUT} in MatryoshkaLoss, SDPA", f"{ABOUT}, SDPA without the soft mask"
+NAME = "sentence_transformers"
 IMPLEMENTATIONS = (
-    _implementation(
-        "sentence_transformers",
-        "rival",
-        "its trainer, (Cached)MultipleNegativesRankingLoss in MatryoshkaLoss, SDPA",
-        stages=("supervised",),
-    ),
-    _implementation(
-        "sentence_transformers_unmasked",
-        "bound",
-        "its trainer, (Cached)MultipleNegativesRankingLoss, SDPA without the soft mask",
-        stages=("weak",),
-        alpha=1.0,
-    ),
+    StepImplementation(NAME, "rival", MASKED, SentenceTransformers, stages=("supervised",)),
+    StepImplementation(f"{NAME}_unmasked", "bound", UNMASKED, SentenceTransformers, alpha=1.0, stages=("weak",)),
 )
