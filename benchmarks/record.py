@@ -25,15 +25,14 @@ class Selection:
 
     def of(self, suite: Suite, device_type: str) -> tuple[Suite, list[Any]]:
         """The suite with the selected implementations, and the selected cases: those on request if no other fits."""
-        fitting = [case for case in suite.cases(device_type) if self._fits(case)]
-        fitting = fitting or [case for case in suite.on_request(device_type) if self._fits(case)]
-        names = [i.name for i in suite.implementations if i.name not in self.without]
-        names = [name for name in names if not self.only or name in self.only]
-        return replace(suite, implementations=[i for i in suite.implementations if i.name in names]), fitting
+        where = [item.split("=", 1) for item in self.where]
 
-    def _fits(self, case: Any) -> bool:
-        fields = asdict(case)
-        return all(str(fields.get(field)) == value for field, value in (item.split("=", 1) for item in self.where))
+        def fits(case: Any) -> bool:
+            return all(str(asdict(case).get(field)) == value for field, value in where)
+
+        cases = list(filter(fits, suite.cases(device_type))) or list(filter(fits, suite.on_request(device_type)))
+        chosen = [i for i in suite.implementations if i.name not in self.without]
+        return replace(suite, implementations=[i for i in chosen if not self.only or i.name in self.only]), cases
 
 
 def measure_suite(suite: Suite, device: torch.device, out: Path, selection: Selection, limits: rounds.Progress) -> int:

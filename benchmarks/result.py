@@ -86,6 +86,10 @@ class Run:
         changes = " with changes" if self.machine.get("uncommitted_changes") else ""
         return (self.machine["git_commit"] or "unknown")[:12] + changes
 
+    @property
+    def origin(self) -> str:
+        return f"{self.gpu or 'CPU: ' + self.machine['cpu']}, {self.machine['date'][:10]}, commit {self.commit}"
+
     def stale(self, csrc_sha256: str) -> bool:
         """Whether it was measured with other kernel sources than those of `csrc_sha256`."""
         return self.machine["csrc_sha256"] != csrc_sha256

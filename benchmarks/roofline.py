@@ -83,10 +83,6 @@ def measure(device: torch.device) -> Ceilings:
     one = torch.ones(1, device=device)
     clock = timing.Clock(device)
 
-    def launches() -> None:
-        for _ in range(LAUNCHES):
-            one.add_(0.0)
-
     def fastest(step: Callable[[], object]) -> float:
         timing.warm_up(step, clock)
         return min(clock.once(step).work for _ in range(ROUNDS))
@@ -95,5 +91,5 @@ def measure(device: torch.device) -> Ceilings:
         dtype=str(dtype).removeprefix("torch."),
         gemm_flop_per_s=2 * size**3 / fastest(lambda: torch.mm(a, b, out=out)),
         copy_bytes_per_s=2 * copied / fastest(lambda: target.copy_(source)),
-        launch_s=fastest(launches) / LAUNCHES,
+        launch_s=fastest(lambda: [one.add_(0.0) for _ in range(LAUNCHES)]) / LAUNCHES,
     )

@@ -79,7 +79,8 @@ def load_suite(name: str) -> Suite:
     """From benchmarks/NAME/cases.py and benchmarks/NAME/peers."""
     cases = importlib.import_module(f"benchmarks.{name}.cases")
     peers = importlib.import_module(f"benchmarks.{name}.peers")
-    return Suite(name, cases.PARTS, cases.cases, cases.Workload, peers.IMPLEMENTATIONS, cases.on_request)
+    on_request = getattr(cases, "on_request", lambda _: ())
+    return Suite(name, cases.PARTS, cases.cases, cases.Workload, peers.IMPLEMENTATIONS, on_request)
 
 
 @contextmanager

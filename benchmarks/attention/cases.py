@@ -5,10 +5,10 @@ tokens.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, cycle
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -125,9 +125,7 @@ class Workload:
         self.case, self.device = case, device
         self.facts: dict[str, Any] = {"dtype": str(DTYPES[device.type]).removeprefix("torch.")}
         self.facts["our_backend"] = our_backend(device)
-        inputs = random_inputs(case, device, 0)
-        turns = timing.rotation(sum(x.nbytes for x in inputs))
-        self.inputs = [inputs, *(random_inputs(case, device, seed) for seed in range(1, turns))]
+        self.inputs = timing.rotation(partial(random_inputs, case, device))
         pairs = case.batch * case.kv_heads
         chosen = torch.linspace(0, pairs - 1, min(pairs, CHECKED_HEADS)).round().int().tolist()
         self._checked = [divmod(pair, case.kv_heads) for pair in chosen]
@@ -168,24 +166,23 @@ class Workload:
     ) -> dict[str, float]:
         tolerance = implementation.tolerance if results[0].dtype == torch.bfloat16 else FLOAT32_TOLERANCE
         errors = dict.fromkeys(("out", "dq", "dk", "dv"), 0.0)
-        for (sequence, kv_head), wanted in zip(self._checked, expected, strict=True):
-            for key, got, want in zip(errors, self._head(results, sequence, kv_head), wanted, strict=True):
+        for (sequence, kv_head), heads, wanted in zip(self._checked, self._heads(results), expected, strict=True):
+            for key, got, want in zip(errors, heads, wanted, strict=True):
                 name = f"{key} of sequence {sequence}, key/value head {kv_head}"
                 errors[key] = max(errors[key], relative_error(name, got, want, tolerance))
         return errors
 
-    def _head(self, tensors: Sequence[Tensor], sequence: int, kv_head: int) -> list[Tensor]:
-        """float64 [L, 1, D] of tensors with key/value heads, [L, H / Hkv, D] of those with query heads."""
-        ends = list(accumulate(self.case.lengths))
-        rows = slice(ends[sequence] - self.case.lengths[sequence], ends[sequence])
-        packed = (x.reshape(-1, *x.shape[-2:])[rows] for x in tensors)
-        return [x.unflatten(1, (self.case.kv_heads, -1))[:, kv_head].double() for x in packed]
+    def _heads(self, tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """For each checked head, in float64: [L, 1, D] of tensors with key/value heads, [L, H / Hkv, D] of others."""
+        for sequence, kv_head in self._checked:
+            start, length = sum(self.case.lengths[:sequence]), self.case.lengths[sequence]
+            rows = [x.reshape(-1, *x.shape[-2:])[start : start + length] for x in tensors]
+            yield [x.unflatten(1, (self.case.kv_heads, -1))[:, kv_head].double() for x in rows]
 
     def _expectation(self, alpha: float) -> list[list[Tensor]]:
         """[out, dq, dk, dv] of each checked head."""
         if alpha not in self._expected:
-            tensors = [x.detach() for x in self.inputs[0]]
-            heads = [self._head(tensors, *pair) for pair in self._checked]
+            heads = self._heads([x.detach() for x in self.inputs[0]])
             self._expected[alpha] = [float64_attention(*head, alpha=alpha) for head in heads]
         return self._expected[alpha]
 

@@ -88,10 +88,11 @@ class GradientStep:
     gradients: Callable[[], list[Tensor]]
 
 
+CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries [N, d], candidates [M, d], labels [N] -> mean
 Build = Callable[[Inputs, Sequence[int]], GradientStep]  # of the inputs, which require gradients, and the dims
 
 
-def with_autograd(inputs: Inputs, loss: Loss) -> GradientStep:
+def by_autograd(inputs: Inputs, loss: Loss) -> GradientStep:
     kept: list[Tensor] = []
 
     def run() -> None:
@@ -101,8 +102,21 @@ def with_autograd(inputs: Inputs, loss: Loss) -> GradientStep:
     return GradientStep(run, lambda: kept)
 
 
+def loss_per_dim(dims: Sequence[int], cross_entropy: CrossEntropy) -> Loss:
+    def loss(queries: Tensor, *others: Tensor) -> Tensor:
+        candidates, labels = all_candidates(*others), torch.arange(len(queries), device=queries.device)
+        prefixes = ((normalize(x[:, :dim], dim=1) for x in (queries, candidates)) for dim in dims)
+        return torch.stack([cross_entropy(q, c, labels) for q, c in prefixes]).sum()
+
+    return loss
+
+
+def per_dim(cross_entropy_of: Callable[[Inputs, Sequence[int]], CrossEntropy]) -> Build:
+    return lambda inputs, dims: by_autograd(inputs, loss_per_dim(dims, cross_entropy_of(inputs, dims)))
+
+
 @dataclass(frozen=True)
-class ContrastiveImplementation(Implementation):
+class InfoNCEImplementation(Implementation):
     """What it holds at once, for the estimate: `squares` + `squares_per_dim` for each dim, each N x M elements, and
     `prefixes` times the normalised prefixes of all dims."""
 
@@ -144,10 +158,8 @@ class Workload:
 
     def __init__(self, case: Case, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self.case, self.device, self.dtype = case, device, dtype or DTYPES[device.type]
-        first = self._embeddings(0)
-        turns = timing.rotation(sum(x.nbytes for x in first))
-        self.inputs = [first, *(self._embeddings(seed) for seed in range(1, turns))]
-        backend, reason = our_backend(first, case.dims)
+        self.inputs = timing.rotation(self._embeddings)
+        backend, reason = our_backend(self.inputs[0], case.dims)
         self.facts: dict[str, Any] = {"candidates": case.candidates, "dtype": str(self.dtype).removeprefix("torch.")}
         self.facts |= {"our_backend": backend, "kernels_not_used": reason}
         self._checked = torch.linspace(0, case.pairs - 1, min(CHECKED, case.pairs)).round().long().to(device)
@@ -171,7 +183,7 @@ class Workload:
             made.append(hard @ basis + 0.5 * noise(pairs, count, dim))
         return [x.requires_grad_() for x in made]
 
-    def check(self, implementation: ContrastiveImplementation) -> Checked:
+    def check(self, implementation: InfoNCEImplementation) -> Checked:
         """Raises NotRun or WrongResult."""
         expected = self._expectation() if implementation.checked else []
         base = timing.allocated_bytes(self.device)
@@ -185,7 +197,7 @@ class Workload:
         return Checked(lambda _: lambda: next(turns)(), peak, errors)
 
     def _errors(
-        self, implementation: ContrastiveImplementation, results: Sequence[Tensor], expected: Sequence[Tensor]
+        self, implementation: InfoNCEImplementation, results: Sequence[Tensor], expected: Sequence[Tensor]
     ) -> dict[str, float]:
         tolerance = implementation.tolerance if self.dtype == torch.bfloat16 else FLOAT32_TOLERANCE
         errors: dict[str, float] = {}

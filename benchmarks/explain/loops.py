@@ -73,7 +73,9 @@ def _control_flow(code: Sequence[Instruction]) -> "nx.DiGraph[int]":
         if instruction.base == "BSSY" and targets:
             synchronised.setdefault(instruction.operands.split(",")[0], []).append(targets[-1])
         if instruction.base in ("BRA", "JMP") and targets:
-            follow = [targets[-1], *(next_one if _may_fall_through(instruction) else [])]
+            conditional = instruction.guard is not None or "," in instruction.operands  # "BRA P1, 0x4d40"
+            may_fall_through = conditional or ".DIV" in instruction.opcode or ".CONV" in instruction.opcode
+            follow = [targets[-1], *(next_one if may_fall_through else [])]
         elif instruction.base == "BSYNC":
             known = synchronised.get(instruction.operands.strip(), [])
             follow = next_one if not known or i + 1 in known else [known[-1]]
@@ -85,29 +87,16 @@ def _control_flow(code: Sequence[Instruction]) -> "nx.DiGraph[int]":
     return flow.subgraph(nx.descendants(flow, 0) | {0}) if code else flow
 
 
-def _may_fall_through(branch: Instruction) -> bool:
-    conditional = branch.guard is not None or "," in branch.operands  # "BRA P1, 0x4d40"
-    return conditional or ".DIV" in branch.opcode or ".CONV" in branch.opcode
-
-
 def _bodies(flow: "nx.DiGraph[int]") -> dict[int, set[int]]:
     """By the first instruction, the instructions of each natural loop."""
     bodies: dict[int, set[int]] = {}
-    if not flow:
-        return bodies
-    above = nx.immediate_dominators(flow, 0)
     for last, head in flow.edges:
-        if head <= last and _dominates(head, last, above):
-            outside = flow.subgraph(set(flow) - {head})
-            body = {last} | nx.ancestors(outside, last) if last != head else set()
-            bodies.setdefault(head, {head}).update(body)
+        outside = flow.subgraph(set(flow) - {head}) if head <= last else None
+        if head == last:
+            bodies.setdefault(head, {head})
+        elif outside and (head == 0 or not nx.has_path(outside, 0, last)):  # every path to the last is through the head
+            bodies.setdefault(head, {head}).update({last} | nx.ancestors(outside, last))
     return bodies
-
-
-def _dominates(head: int, node: int, above: dict[int, int]) -> bool:
-    while node != head and above.get(node, node) != node:
-        node = above[node]
-    return node == head
 
 
 def _way_round(code: Sequence[Instruction], flow: "nx.DiGraph[int]", head: int, body: set[int]) -> list[int]:

@@ -58,11 +58,11 @@ def occupancy(architecture: str, *, threads: int, registers: int, shared: int) -
     if (limits := LIMITS.get(capability(architecture))) is None:
         return None
     warps = -(-threads // WARP_SIZE)
-    of_warp = _round_up(max(1, registers) * WARP_SIZE, REGISTER_UNIT)
-    starts = of_warp * _round_up(warps, SUB_PARTITIONS) <= REGISTERS
+    of_warp = ceil_to(max(1, registers) * WARP_SIZE, REGISTER_UNIT)
+    starts = of_warp * ceil_to(warps, SUB_PARTITIONS) <= REGISTERS
     allowed = {
         "registers": REGISTERS // SUB_PARTITIONS // of_warp * SUB_PARTITIONS // warps if starts else 0,
-        "shared memory": limits.shared // _round_up(shared + RESERVED_SHARED, SHARED_UNIT),
+        "shared memory": limits.shared // ceil_to(shared + RESERVED_SHARED, SHARED_UNIT),
         "warps": limits.warps // warps if threads <= MAX_THREADS_OF_BLOCK else 0,
         "block slots": limits.blocks,
     }
@@ -70,5 +70,5 @@ def occupancy(architecture: str, *, threads: int, registers: int, shared: int) -
     return Occupancy(blocks, blocks * warps, limits.warps, allowed)
 
 
-def _round_up(count: int, unit: int) -> int:
-    return -(-count // unit) * unit
+def ceil_to(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

@@ -103,10 +103,10 @@ def _about_loops(codes: Sequence[Code]) -> Iterator[str]:
 
 
 def roofline(kernel: Kernel, family: Family, case: Case, ceilings: Ceilings, source: str) -> list[str]:
+    flop, moved = f"{ceilings.gemm_flop_per_s / 1e12:,.4g} TFLOP/s", f"{ceilings.copy_bytes_per_s / 1e12:,.3g} TB/s"
     lines = [
         f"  roofline time at {describe(case)}: arithmetic, not a measurement",
-        f"    at {ceilings.gemm_flop_per_s / 1e12:,.4g} TFLOP/s and {ceilings.copy_bytes_per_s / 1e12:,.3g} TB/s"
-        f" ({source})",
+        f"    at {flop} and {moved} ({source})",
     ]
     for variant, work in family.work(kernel, case).items():
         lines.append(f"    {variant + ': ' if variant else ''}{_work(work, ceilings)}")
@@ -147,7 +147,7 @@ def _measured(operation: Operation, case: Case, runs: Sequence[Run], csrc_sha256
     for time in results.find(runs, operation, case):
         run = time.row.run
         stale = ", STALE: csrc/ has changed since" if run.stale(csrc_sha256) else ""
-        yield f"  measured: {duration(time.ms / 1e3)} for {operation.name}, {results.origin(run)}{stale}"
+        yield f"  measured: {duration(time.ms / 1e3)} for {operation.name}, {run.origin}{stale}"
         yield (
             f"    the roofline time of that operation is {duration(time.roofline_ms / 1e3)} at that GPU's ceilings:"
             f" {share(time.roofline_ms, time.ms)} of the measured time"

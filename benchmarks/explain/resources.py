@@ -53,14 +53,11 @@ class Kernel:
         name = re.sub(r"^void |\w+::", "", entry["name"]).split("(")[0]
         family, _, arguments = name.rstrip(">").partition("<")
         return Kernel(
-            name=name,
-            family=family,
-            arguments=tuple(arguments.split(", ")) if arguments else (),
-            architecture=entry["architecture"],
-            registers=entry["registers"],
-            static_shared=entry["static_shared_bytes"],
-            dynamic_shared=entry["dynamic_shared_bytes"],
-            stack=entry["stack_bytes"],
+            name,
+            family,
+            tuple(arguments.split(", ")) if arguments else (),
+            **{key: entry[key] for key in ("architecture", "registers")},
+            **{key: entry[f"{key}_bytes"] for key in ("static_shared", "dynamic_shared", "stack")},
             spills=entry["spill_store_bytes"] + entry["spill_load_bytes"],
             threads=entry.get("threads_per_block"),
             symbol=entry.get("symbol"),
@@ -71,27 +68,22 @@ def kernels_of(entries: Iterable[Mapping[str, Any]]) -> list[Kernel]:
     return [Kernel.of(entry) for entry in entries]
 
 
-def choose(
-    kernels: Sequence[Kernel],
-    query: str,
-    *,
-    architecture: str | None = None,
-    head_dim: int | None = None,
-    dtype: str | None = None,
-) -> dict[str, list[Kernel]]:
+def choose(kernels: Sequence[Kernel], query: str, **wanted: Any) -> dict[str, list[Kernel]]:
     """The selected kernels, by name: each name has one kernel for each architecture.
 
-    The full name of a family selects that family alone. Without a dtype: bf16 if the kernel exists in it, else all.
+    The full name of a family selects that family alone. wanted: architecture, head_dim and dtype, None for any; without
+    a dtype: bf16 if the kernel exists in it, else all.
     """
     families = sorted({kernel.family for kernel in kernels})
     found = [kernel for kernel in kernels if (kernel.family == query if query in families else kernel.matches(query))]
     if not found:
         raise UnknownKernel(f"no kernel is called {query!r}; expected (part of) one of {', '.join(families)}")
-    found = _filter(found, "architecture", architecture)
+    found = _filter(found, "architecture", wanted.get("architecture"))
     with_head_dim = [kernel for kernel in found if kernel.head_dim is not None]
     if with_head_dim:
-        found = [kernel for kernel in found if kernel.head_dim is None] + _filter(with_head_dim, "head_dim", head_dim)
-    if dtype is not None:
+        others = [kernel for kernel in found if kernel.head_dim is None]
+        found = others + _filter(with_head_dim, "head_dim", wanted.get("head_dim"))
+    if (dtype := wanted.get("dtype")) is not None:
         found = _filter(found, "dtype", dtype)
     elif query not in {kernel.name for kernel in found}:
         in_bf16 = {kernel.family for kernel in found if kernel.dtype == "bf16"}

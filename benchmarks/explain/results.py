@@ -15,16 +15,12 @@ def load(files: Sequence[Path] | None = None) -> list[Run]:
     return sorted((run for run in runs if run.gpu), key=lambda run: str(run.machine["date"]), reverse=True)
 
 
-def origin(run: Run) -> str:
-    return f"{run.gpu}, {run.machine['date'][:10]}, commit {run.commit}"
-
-
 def ceilings(runs: Iterable[Run], suite: str) -> tuple[Ceilings, str] | None:
     """Of the newest run, of that suite if it has it, and where they are from."""
     for run in runs:
         for name in (suite, *run.suites):
             if run.suites.get(name, {}).get("ceilings"):
-                return run.ceilings(name), origin(run)
+                return run.ceilings(name), run.origin
     return None
 
 

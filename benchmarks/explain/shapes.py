@@ -3,6 +3,7 @@
 from types import ModuleType
 
 from benchmarks.contrastive.cases import Case
+from benchmarks.explain.occupancy import ceil_to
 from conan_fast import _native
 from conan_fast.contrastive.kernel_backend import workspace
 
@@ -10,10 +11,6 @@ from conan_fast.contrastive.kernel_backend import workspace
 def constants() -> ModuleType:
     """The compiled module, whose attributes include the kernels' compile-time constants."""
     return _native.module("cuda")
-
-
-def ceil_to(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
 
 
 def padded_columns(case: Case) -> int:

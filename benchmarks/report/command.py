@@ -93,9 +93,8 @@ def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str)
     yield f"## Summary: {where}"
     if run.stale(today):
         unused = "" if run.gpu else " The torch backend, which was measured, does not use them."
-        yield (
-            f"> **Measured at an earlier commit**, {run.commit}: the kernel sources (csrc/) have changed since.{unused}"
-        )
+        changed = f"the kernel sources (csrc/) have changed since.{unused}"
+        yield f"> **Measured at an earlier commit**, {run.commit}: {changed}"
     if cases := tables.wrong_ours(run, names):
         yield f"> **A result of ours was wrong** in: {cases}."
     if cases := tables.fallbacks(run, names):
@@ -104,10 +103,10 @@ def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str)
     saved = _pictures(run, names, today, pictures, prefix)
     if "top" in saved:
         yield f"![{CAPTIONS['top']}](pictures/{saved['top'].name})"
-        yield f"{CAPTIONS['top']}. {_origin(run, today)}."
+        yield f"{CAPTIONS['top']}. {run.origin}."
     yield "\n".join(_machine(run, names))
-    others = [f"- `pictures/{path.name}`: {_caption(name)}" for name, path in saved.items() if name != "top"]
-    if others:
+    captions = {name: CAPTIONS.get(name) or f"{name}: time and rate over the length" for name in saved if name != "top"}
+    if others := [f"- `pictures/{saved[name].name}`: {caption}" for name, caption in captions.items()]:
         yield "Further pictures are not tracked by git; `python -m benchmarks report` writes them:"
         yield "\n".join(others)
     for name in names:
@@ -118,18 +117,14 @@ def _pictures(run: Run, names: list[str], today: str, folder: Path, prefix: str)
     """By name; matplotlib is needed only here, and a machine with a GPU may not have it."""
     from benchmarks.report import plots, style
 
-    saved = {}
+    saved, origin = {}, run.origin + (" (csrc/ has changed since)" if run.stale(today) else "")
     with style.drawing():
         for name, figure in plots.all_of(run, names).items():
-            figure.text(1, 0, _origin(run, today), ha="right", va="top", fontsize=7)
+            figure.text(1, 0, origin, ha="right", va="top", fontsize=7)
             saved[name] = folder / f"{prefix}{name}.svg"
             style.save(figure, saved[name])
             plots.plt.close(figure)
     return saved
-
-
-def _caption(name: str) -> str:
-    return CAPTIONS.get(name) or f"Attention, head_dim {name.split('-')[1]}: time and rate over the length"
 
 
 def _of_suite(run: Run, suite: str) -> Iterator[str]:
@@ -150,21 +145,13 @@ def _of_suite(run: Run, suite: str) -> Iterator[str]:
     yield tables.about(run, suite, {i.name: i.about for i in load_suite(suite).implementations})
 
 
-def _origin(run: Run, today: str) -> str:
-    """The line below each picture."""
-    stale = " (csrc/ has changed since)" if run.stale(today) else ""
-    return f"{run.gpu or 'CPU: ' + run.machine['cpu']}; {run.machine['date'][:10]}, commit {run.commit}{stale}"
-
-
 def _machine(run: Run, names: list[str]) -> Iterator[str]:
     facts = run.machine
-    compiled = ", ".join(facts["conan_fast"]["compiled_architectures"]) or "nothing"
+    cuda, cudnn = facts["torch_cuda"] or "-", facts["cudnn"] or "-"
     yield f"- machine: {run.gpu + ', driver ' + str(facts['driver']) if run.gpu else facts['cpu']}"
     yield f"- measured {facts['date'][:10]}, commit {run.commit}, csrc {facts['csrc_sha256'][:12]}, `{run.path.name}`"
-    yield (
-        f"- torch {facts['torch']}, CUDA {facts['torch_cuda'] or '-'}, cuDNN {facts['cudnn'] or '-'}, Python "
-        f"{facts['python']}; kernels compiled for {compiled}"
-    )
+    yield f"- torch {facts['torch']}, CUDA {cuda}, cuDNN {cudnn}, Python {facts['python']}"
+    yield f"- kernels compiled for {', '.join(facts['conan_fast']['compiled_architectures']) or 'nothing'}"
     packages = [f"{name} {version}" for name, version in facts["packages"].items() if version]
     yield f"- packages: {', '.join(packages) or 'none of the peers'}"
     for name in names:

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.report.style import GREY, HATCHES, MARKERS, OURS, PARTS, PEERS, TEXT, Looks
-from benchmarks.report.tables import TITLES, first_cases
-from benchmarks.report.text import milliseconds
+from benchmarks.report.tables import TITLES, first_cases, milliseconds
 from benchmarks.result import Row, Run
 
 Value = Callable[[Row], float | None]

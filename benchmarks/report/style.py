@@ -24,7 +24,6 @@ OURS = "#0072b2"
 PEERS = ("#d55e00", "#6e00ff", "#aa6e50", "#6e6eff", "#8c506e")
 GREY = "#808080"
 MARKERS = "sD^vPX<>*h"
-DASHES = {"rival": "-", "bound": "--", "gemms": ":", "ours": "-"}
 PARTS = dict(zip(tables.PARTS, (OURS, *PEERS), strict=False))
 HATCHES = ("", "//", "..", "xx", "--")
 
@@ -54,9 +53,7 @@ def drawing() -> Iterator[None]:
 def save(figure: Figure, path: Path) -> None:
     """As SVG, with a line for each group of elements."""
     file = io.StringIO()
-    figure.savefig(
-        file, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
+    figure.savefig(file, format="svg", bbox_inches="tight")
     one_line = re.sub(r"\s*\n\s*", " ", re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.S))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(re.sub(r"(</g>|\?>|<defs>|</style>) (?!</g>)", r"\1\n", one_line), encoding="utf-8")
@@ -74,11 +71,6 @@ class Looks:
             return {"color": OURS, "marker": "o", "linestyle": style, "linewidth": 2.2, "zorder": 3, "markersize": 5}
         if role == "gemms":
             return {"color": GREY, "marker": "", "linestyle": ":", "linewidth": 1.6}
-        place = self._places.get(name, 0)
-        return {
-            "color": PEERS[place % len(PEERS)],
-            "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": DASHES[role],
-            "linewidth": 1.2,
-            "markersize": 4,
-        }
+        place, style = self._places.get(name, 0), "--" if role == "bound" else "-"
+        color, marker = PEERS[place % len(PEERS)], MARKERS[place % len(MARKERS)]
+        return {"color": color, "marker": marker, "linestyle": style, "linewidth": 1.2, "markersize": 4}

@@ -1,14 +1,41 @@
 """The tables of the report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from benchmarks.report import text
-from benchmarks.result import Row, Run, Time, by_case
+from benchmarks.result import Json, Row, Run, Time, by_case
 
 TITLES = {"attention": "Soft-masked attention", "contrastive": "InfoNCE", "step": "Training step"}
 PARTS = ("attention", "projections", "loss", "optimiser", "rest")  # of a step
 BASELINES = ("eager", "transformers_sdpa")
 _ROLES = {"ours": "**ours**", "rival": "same result", "bound": "does less", "gemms": "GEMMs only"}
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def memory(size: int | None) -> str:
+    if size is None:
+        return "-"
+    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
+
+
+def ratio(comparison: Json | None) -> str:
+    """A benchmarks.paired.Comparison: the time as a multiple of ours, with its interval."""
+    if comparison is None:
+        return "-"
+    interval = f"{comparison['low']:.2f}-{comparison['high']:.2f}"
+    if comparison["differs"] is None:
+        return f"{comparison['ratio']:.2f} (too few rounds for an interval)"
+    if not comparison["differs"]:
+        return f"no difference ({interval})"
+    return f"**{comparison['ratio']:.2f}** ({interval})"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> str:
+    """Columns from `numbers_from` on are aligned to the right."""
+    rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
 def first_cases(run: Run, suite: str) -> list[list[Row]]:
@@ -21,15 +48,10 @@ def first_cases(run: Run, suite: str) -> list[list[Row]]:
 
 
 def summary(run: Run, suites: Sequence[str]) -> str:
-    header = [
-        "first case of each suite",
-        "ours",
-        "share of roofline (roofline time)",
-        "fastest with the same result, time / ours",
-        "fastest that does less, time / ours",
-        "baseline, time / ours",
-    ]
-    return text.table(header, [line for suite in suites for line in _summary_lines(run, suite)])
+    compared = ("fastest with the same result", "fastest that does less", "baseline")
+    header = ["first case of each suite", "ours", "share of roofline (roofline time)"]
+    header += [f"{which}, time / ours" for which in compared]
+    return table(header, [line for suite in suites for line in _summary_lines(run, suite)])
 
 
 def _summary_lines(run: Run, suite: str) -> Iterator[list[str]]:
@@ -39,7 +61,7 @@ def _summary_lines(run: Run, suite: str) -> Iterator[list[str]]:
         groups.append([row for row in rows if row.name in BASELINES])
         for name, time in ours.parts.items():
             part = {"both": ", forward + backward", "step": ""}.get(name, f", {name}")
-            roofline = f"{time.roofline_ms / time.ms:.0%} ({text.milliseconds(time.roofline_ms)})"
+            roofline = f"{time.roofline_ms / time.ms:.0%} ({milliseconds(time.roofline_ms)})"
             fastest = [_fastest(group, name) for group in groups]
             yield [f"{TITLES[suite]}{part}<br>{ours.case}", _ms(time), roofline, *fastest]
 
@@ -47,11 +69,11 @@ def _summary_lines(run: Run, suite: str) -> Iterator[list[str]]:
 def _fastest(rows: Sequence[Row], part: str) -> str:
     times = [time for row in rows if row.timed and (time := row.parts.get(part)) is not None]
     time = min(times, key=lambda time: time.ms, default=None)
-    return "-" if time is None else f"`{time.row.name}`: {text.ratio(time.versus_ours)}"
+    return "-" if time is None else f"`{time.row.name}`: {ratio(time.versus_ours)}"
 
 
 def _ms(time: Time) -> str:
-    return text.milliseconds(time.ms) + "°" * time.of_the_host
+    return milliseconds(time.ms) + "°" * time.of_the_host
 
 
 def of_case(rows: Sequence[Row]) -> str:
@@ -67,11 +89,11 @@ def of_case(rows: Sequence[Row]) -> str:
         cells = [f"`{row.name}`", _ROLES[row.role]]
         for time in row.parts.values():
             spread = f"{time.timing['low_ms']:.3g}-{time.timing['high_ms']:.3g}"
-            cells += [_ms(time), spread, text.ratio(time.versus_ours)]
+            cells += [_ms(time), spread, ratio(time.versus_ours)]
             cells += [f"{time.flop_per_s / 1e12:.3g}", f"{time.roofline_ms / time.ms:.1%}"]
         rounds = min(time.timing["rounds"] for time in row.parts.values())
-        lines.append([*cells, text.memory(row["peak_bytes"]), str(rounds)])
-    return text.table([*header, "peak memory", "rounds"], lines, numbers_from=2)
+        lines.append([*cells, memory(row["peak_bytes"]), str(rounds)])
+    return table([*header, "peak memory", "rounds"], lines, numbers_from=2)
 
 
 def steps(rows: Sequence[Row]) -> str:
@@ -84,15 +106,15 @@ def steps(rows: Sequence[Row]) -> str:
             [
                 f"{row.case}: `{row.name}`",
                 _ms(time),
-                text.ratio(time.versus_ours),
+                ratio(time.versus_ours),
                 f"{row['tokens'] / time.ms * 1e3:,.0f}",
                 f"{time.flop_per_s / row.run.ceilings(row.suite).gemm_flop_per_s:.1%}",
-                text.memory(row["peak_bytes"]),
+                memory(row["peak_bytes"]),
                 "-" if padded is None else f"{padded / row['tokens'] - 1:.0%}",
                 *(f"{shares[part]:.0%}" if part in shares else "-" for part in PARTS),
             ]
         )
-    return text.table(["", "step", "/ ours", "tokens/s", "MFU", "peak memory", "padding", *PARTS], lines)
+    return table(["", "step", "/ ours", "tokens/s", "MFU", "peak memory", "padding", *PARTS], lines)
 
 
 def absent(run: Run, suite: str) -> str:
@@ -107,7 +129,7 @@ def absent(run: Run, suite: str) -> str:
     for (name, wrong, reason), where in reasons.items():
         count = "every case" if len(where) == len(cases) else "; ".join(where)
         lines.append([f"`{name}`", f"**WRONG RESULT**: {reason}" if wrong else reason, count])
-    return text.table(["implementation", "reason", "cases"], lines, numbers_from=3)
+    return table(["implementation", "reason", "cases"], lines, numbers_from=3)
 
 
 def wrong_ours(run: Run, suites: Sequence[str]) -> str:

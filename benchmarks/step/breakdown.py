@@ -5,7 +5,6 @@ A part is what runs under its name in the forward pass, and the backward operati
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,21 +21,11 @@ BACKWARD = "autograd::engine::evaluate_function: "  # names of the profiler's ev
 PARTS = {"attention": "attention", "aten::linear": "projections", "loss": "loss", "Optimizer.step": "optimiser"}
 
 
-@dataclass(frozen=True)
-class Breakdown:
-    """shares: of the time of the step; "rest" is what belongs to no other part, on a GPU also its idle time.
-
-    positions: of the forward passes with a graph, padding included.
-    """
-
-    shares: dict[str, float]
-    positions: int
-
-
-def breakdown(running: Running, device: torch.device) -> Breakdown:
+def breakdown(running: Running, device: torch.device) -> tuple[dict[str, float], int]:
     """Of one extra step, for the profiler needs about 0.1 ms for each of its many events afterwards.
 
-    The loss is in the rest if it cannot be separated.
+    Returns the parts' shares of its time, "rest" for what belongs to no part (on a GPU also its idle time, and the loss
+    if it cannot be separated), and the positions of its forward passes with a graph, padding included.
     """
     positions = 0
 
@@ -59,7 +48,7 @@ def breakdown(running: Running, device: torch.device) -> Breakdown:
         time = event.cpu_time_total if device.type == "cpu" else event.device_time_total
         seconds[part] = seconds.get(part, 0.0) + time
     shares = {part: time / total for part, time in seconds.items()}
-    return Breakdown(shares | {"rest": 1 - sum(shares.values())}, positions)
+    return shares | {"rest": 1 - sum(shares.values())}, positions
 
 
 def profiler(device: torch.device) -> profile:

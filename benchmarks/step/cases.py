@@ -54,10 +54,6 @@ def cases(device_type: str) -> list[Case]:
     ]
 
 
-def on_request(_: str) -> list[Case]:
-    return []
-
-
 class Workload:
     """The texts of a case, and loss and gradients of a few of them by the definition."""
 
@@ -66,14 +62,10 @@ class Workload:
         self.task = Task.of(case, device, precision)
         self.checked = self.task.checked()
         self._expected = by_definition(self.checked, sorted({self.task.alpha, 1.0}))
-        self.facts: dict[str, Any] = {
-            "dtype": str(self.task.dtype).removeprefix("torch."),
-            "texts": case.texts,
-            "longest_text": int(lengths(case).max()),
-            "dims": case.dims,
-            "alpha": self.task.alpha,
-            "our_backend": our_backend(device),  # of attention, if the kernels support the head_dim
-        }
+        dtype, longest = str(self.task.dtype).removeprefix("torch."), int(lengths(case).max())
+        self.facts: dict[str, Any] = {"dtype": dtype, "texts": case.texts, "longest_text": longest, "dims": case.dims}
+        # The backend is that of attention, if the kernels support the head_dim.
+        self.facts |= {"alpha": self.task.alpha, "our_backend": our_backend(device)}
 
     def check(self, implementation: StepImplementation) -> Checked:
         """Raises NotRun or WrongResult."""
@@ -105,15 +97,13 @@ class Workload:
 
     def _facts_of(self, running: Running) -> dict[str, Any]:
         """The breakdown is from an extra step. If it fails the row has the reason: the times are taken already."""
-        facts: dict[str, Any] = {
-            "tokens": int(lengths(self.task.case).sum()),
-            "parameters": Parameters.of(self.task.recipe).total,
-        }
+        tokens, parameters = int(lengths(self.task.case).sum()), Parameters(self.task.recipe).total
+        facts: dict[str, Any] = {"tokens": tokens, "parameters": parameters}
         try:
-            found = breakdown(running, self.task.device)
+            shares, positions = breakdown(running, self.task.device)
         except Exception as error:
             return facts | {"breakdown": None, "breakdown_reason": f"{type(error).__name__}: {error}"[:200]}
-        return facts | {"breakdown": found.shares, "padded_tokens": found.positions}
+        return facts | {"breakdown": shares, "padded_tokens": positions}
 
 
 def by_definition(task: Task, alphas: Sequence[float]) -> dict[float, dict[str, Tensor]]:
@@ -124,7 +114,7 @@ def by_definition(task: Task, alphas: Sequence[float]) -> dict[float, dict[str, 
     AttentionInterface.register(DEFINITION, _attention)
     llama = task.model().model.requires_grad_(False)
     llama.config._attn_implementation = DEFINITION
-    llama.to(torch.float32 if Parameters.of(task.recipe).total > LARGE else torch.float64)
+    llama.to(torch.float32 if Parameters(task.recipe).total > LARGE else torch.float64)
     for parameter in watched(llama).values():
         parameter.requires_grad_()
     expected = {}
@@ -163,14 +153,10 @@ def _loss(llama: LlamaModel, task: Task, alpha: float) -> Tensor:
         tokens = torch.tensor([sequence], device=task.device)
         embeddings.append(llama(input_ids=tokens, alpha=alpha).last_hidden_state[0].mean(0))
     pairs, recipe = len(task.texts.rows), task.stage_recipe()
-    queries, positives, negatives = torch.stack(embeddings).split([pairs, pairs, pairs * task.texts.num_negatives])
-    return reference.info_nce(
-        queries,
-        positives,
-        negatives.unflatten(0, (pairs, -1)) if len(negatives) else None,
-        temperature=recipe.temperature,
-        dims=recipe.dims or None,
-    ).loss
+    queries, positives, *negatives = torch.stack(embeddings).split(pairs)
+    # The negatives of the first pair, of the second and so on.
+    hard = torch.cat(negatives).unflatten(0, (pairs, -1)) if negatives else None
+    return reference.info_nce(queries, positives, hard, temperature=recipe.temperature, dims=recipe.dims or None).loss
 
 
 def _attention(

@@ -86,7 +86,7 @@ class StepImplementation(Implementation):
         if self.reason(case):
             return 0
         recipe = recipe_of(case.model)
-        parameters, embeddings = Parameters.of(recipe), 4 * case.texts * recipe.model.hidden_size
+        parameters, embeddings = Parameters(recipe), 4 * case.texts * recipe.model.hidden_size
         states = STATE_BYTES * parameters.total + COPY_BYTES * parameters.matrices
         squares = 3 + 2 * len(case.dims) if self.padded else 0  # N x M elements that an eager loss holds
         scores = 4 * squares * case.batch_size * (case.texts - case.batch_size)

@@ -1,13 +1,13 @@
-"""The models whose step is measured, by name: those of this file, and the recipes of train/recipes; and their work."""
+"""The models whose step is measured, by name: the recipes beside this file and in train/recipes; and their work."""
 
-from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.roofline import FLOP_OF_ATTENTION, Work, info_nce_work
-from train.recipe import ModelRecipe, Recipe, SupervisedRecipe, TokenizerRecipe, load_recipe
+from train.recipe import Recipe, load_recipe
 
 # float32 elements that a step moves for each parameter, at least. A matrix is read forward; read backward, where its
 # gradient is written; AdamW reads it, its gradient and two moments, and writes all but the gradient. The gradient must
@@ -16,22 +16,7 @@ from train.recipe import ModelRecipe, Recipe, SupervisedRecipe, TokenizerRecipe,
 MOVED = {"matrix": 10, "embedding": 6}
 
 
-def _recipe(name: str, vocab_size: int, hidden: int, intermediate: int, dims: list[int]) -> Recipe:
-    model = ModelRecipe(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=12,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-    )
-    tokenizer, supervised = TokenizerRecipe(vocab_size=vocab_size), SupervisedRecipe(dims=dims)
-    return Recipe(name=name, tokenizer=tokenizer, model=model, supervised=supervised)
-
-
-_RECIPES = {
-    "small": _recipe("small", 32_768, 1024, 2816, [128, 256, 384, 512, 640, 896, 1024]),
-    "medium": _recipe("medium", 65_536, 2048, 5632, [256, 512, 768, 1024, 1536, 2048]),
-}
+_RECIPES = {path.stem: load_recipe(str(path)) for path in (Path(__file__).parent / "recipes").glob("*.toml")}
 
 
 @lru_cache
@@ -40,29 +25,18 @@ def recipe_of(name: str) -> Recipe:
     return _RECIPES.get(name) or load_recipe(name)
 
 
-@dataclass(frozen=True)
 class Parameters:
-    """What the embedding stages train: no LM head, unless it is tied to the embeddings."""
+    """How many the embedding stages train: no LM head, unless it is tied to the embeddings."""
 
-    matrices: int  # of the layers
-    embeddings: int
-    gains: int
-
-    @staticmethod
-    def of(recipe: Recipe) -> "Parameters":
+    def __init__(self, recipe: Recipe) -> None:
         model = recipe.model
         head_dim = model.hidden_size // model.num_attention_heads
         heads = 2 * model.num_attention_heads + 2 * model.num_key_value_heads  # q, out; k, v
         layer = model.hidden_size * (heads * head_dim + 3 * model.intermediate_size)
-        return Parameters(
-            matrices=model.num_hidden_layers * layer,
-            embeddings=recipe.tokenizer.vocab_size * model.hidden_size,
-            gains=(2 * model.num_hidden_layers + 1) * model.hidden_size,
-        )
-
-    @property
-    def total(self) -> int:
-        return self.matrices + self.embeddings + self.gains
+        self.matrices = model.num_hidden_layers * layer
+        self.embeddings = recipe.tokenizer.vocab_size * model.hidden_size
+        self.gains = (2 * model.num_hidden_layers + 1) * model.hidden_size
+        self.total = self.matrices + self.embeddings + self.gains
 
 
 def step_work(recipe: Recipe, lengths: NDArray[np.int64], largest_dim: int) -> Work:
@@ -73,7 +47,7 @@ def step_work(recipe: Recipe, lengths: NDArray[np.int64], largest_dim: int) -> W
     each text, as under a soft mask with alpha > 0. The loss counts once, for the largest dim: the scores of a smaller
     one are partial sums of it.
     """
-    model, parameters = recipe.model, Parameters.of(recipe)
+    model, parameters = recipe.model, Parameters(recipe)
     squares = float(np.square(lengths.astype(np.float64)).sum())
     attention = sum(FLOP_OF_ATTENTION.values()) * model.hidden_size * squares * model.num_hidden_layers  # H D = hidden
     pairs, texts_of_pair = lengths.shape

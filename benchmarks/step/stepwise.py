@@ -43,9 +43,10 @@ class _Turns:
         self.error: BaseException | None = None
 
     def run(self, work: Callable[[Pause], object]) -> None:
+        self.go.acquire()
         try:
-            self.wait()
-            work(self.pause)
+            if not self.stopped:
+                work(self.pause)
         except BaseException as error:
             self.error = error
         self.over = True
@@ -53,9 +54,6 @@ class _Turns:
 
     def pause(self) -> None:
         self.paused.release()
-        self.wait()
-
-    def wait(self) -> None:
         self.go.acquire()
         if self.stopped:
             raise _Stopped

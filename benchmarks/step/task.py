@@ -129,14 +129,8 @@ class Task:
         The rest of a pool takes their place, for good: all later steps have the same work.
         """
         source = Source(path="random", batch_size=len(self.texts.rows), max_length=self.texts.max_length)
-        changed = {
-            "sources": [source],
-            "steps": STEPS,
-            "learning_rate": LEARNING_RATE,
-            "warmup": 0.0,
-            "decay": "constant",
-            "micro_batch_tokens": self.micro_batch_tokens,
-        }
+        schedule = {"steps": STEPS, "learning_rate": LEARNING_RATE, "warmup": 0.0, "decay": "constant"}
+        changed = {"sources": [source], "micro_batch_tokens": self.micro_batch_tokens, **schedule}
         if self.case.stage == "weak":
             return self.recipe.weak.model_copy(update=changed)
         return self.recipe.supervised.model_copy(update=changed | {"replace_below": ABOVE_ALL_COSINES})

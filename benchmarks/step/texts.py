@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,12 +41,9 @@ class Texts:
 
     def columns(self) -> dict[str, list[str]]:
         """Queries, positives, and each pair's first negative, second negative and so on, by name."""
-        negatives = zip(*(row.negatives[: self.num_negatives] for row in self.rows), strict=True)
-        return {
-            "query": [row.query for row in self.rows],
-            "positive": [row.positive for row in self.rows],
-            **{f"negative_{number}": list(column) for number, column in zip(count(1), negatives, strict=False)},
-        }
+        rows = [(row.query, row.positive, *row.negatives[: self.num_negatives]) for row in self.rows]
+        names = ["query", "positive", *(f"negative_{number + 1}" for number in range(self.num_negatives))]
+        return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
     def sequences(self, order: Sequence[int] | NDArray[np.int64] | None = None) -> list[list[int]]:
         """Tokens of all queries, all positives, and the negatives in use of the first pair, of the second and so on."""
@@ -62,7 +58,6 @@ def _tokenizer(vocab_size: int) -> Tokenizer:
     words = {str(word): word for word in range(vocab_size) if word != END_ID}
     tokenizer = Tokenizer(models.WordLevel({END_OF_TEXT: END_ID, **words}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, END_ID)]
-    )
+    special, text = [(END_OF_TEXT, END_ID)], f"$A {END_OF_TEXT}"
+    tokenizer.post_processor = processors.TemplateProcessing(single=text, special_tokens=special)
     return tokenizer

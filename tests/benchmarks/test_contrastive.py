@@ -11,14 +11,14 @@ from benchmarks import rounds, timing
 from benchmarks.contrastive.cases import (
     TEMPERATURE,
     Case,
-    ContrastiveImplementation,
+    InfoNCEImplementation,
     Workload,
     all_candidates,
+    by_autograd,
     cases,
     exact_gradients,
     matryoshka,
     on_request,
-    with_autograd,
 )
 from benchmarks.contrastive.peers import IMPLEMENTATIONS, eager, ours, sentence_transformers, three_gemms
 from benchmarks.roofline import info_nce_work
@@ -62,9 +62,9 @@ def rows_of(case: Case, *implementations: Implementation, slowest: float = 99.0)
 
 def planted(loss):
     def build(inputs, dims):
-        return with_autograd(inputs, lambda *x: loss(dims, *x))
+        return by_autograd(inputs, lambda *x: loss(dims, *x))
 
-    return ContrastiveImplementation("planted", "rival", "", build)
+    return InfoNCEImplementation("planted", "rival", "", build)
 
 
 def without_last_negative(dims, q, p, n):
@@ -100,7 +100,7 @@ def test_rows_of_a_case(dims: tuple[int, ...], negatives: int) -> None:
 
 
 @pytest.mark.parametrize("implementation", ON_A_CPU, ids=lambda i: i.name)
-def test_peers_agree_with_the_exact_gradients(implementation: ContrastiveImplementation) -> None:
+def test_peers_agree_with_the_exact_gradients(implementation: InfoNCEImplementation) -> None:
     checked = Workload(SMALL, CPU).check(implementation)
     assert set(checked.errors) == {"queries", "positives", "negatives"} and max(checked.errors.values()) < 1e-5
     step = checked.step("both")
@@ -119,7 +119,7 @@ def test_wrong_peer_is_named_and_has_no_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", ON_A_CPU, ids=lambda i: i.name)
-def test_bfloat16_tolerances_hold(implementation: ContrastiveImplementation) -> None:
+def test_bfloat16_tolerances_hold(implementation: InfoNCEImplementation) -> None:
     workload = Workload(replace(SMALL, dim=256, dims=(64, 256)), CPU, torch.bfloat16)
     errors = workload.check(implementation).errors
     assert max(errors.values()) > 1e-4  # bfloat16 indeed

@@ -123,7 +123,7 @@ def test_pictures(tmp_path: Path, content: dict[str, Any]) -> None:
         colours = {colour.lower() for colour in re.findall(r"#[0-9a-fA-F]{6}", picture)}
         known = {style.TEXT, style.OURS, style.GREY, *style.PEERS, *style.PARTS.values()}
         assert colours <= known, f"{name}: {colours - known}"
-        assert "Some GPU; 2026-01-02, commit 0123456789ab" in picture and "has changed" not in picture
+        assert "Some GPU, 2026-01-02, commit 0123456789ab" in picture and "has changed" not in picture
     first = {name: (tmp_path / "pictures" / name).read_bytes() for name in shown}
     report(tmp_path, content, pictures=True)
     assert first == {name: (tmp_path / "pictures" / name).read_bytes() for name in shown}

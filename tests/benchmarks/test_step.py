@@ -82,7 +82,7 @@ def test_each_implementation_is_right_and_steps(case, implementation) -> None:
     assert all(parameter.grad is None for parameter in llama.parameters())
     row = ready.facts()
     assert row["tokens"] == lengths(case).sum() <= row["padded_tokens"] <= padded_tokens(case)
-    assert row["parameters"] == Parameters.of(recipe_of("nano")).total
+    assert row["parameters"] == Parameters(recipe_of("nano")).total
     parts = {"attention", "projections", "optimiser", "rest"}
     assert row["breakdown"].keys() - {"loss"} == parts and min(row["breakdown"].values()) > 0
     assert sum(row["breakdown"].values()) == pytest.approx(1)
@@ -199,7 +199,7 @@ def test_parameters_are_the_models(name: str) -> None:
     recipe = recipe_of(name)
     with torch.device("meta"):
         model = build_model(recipe.model, recipe.tokenizer.vocab_size)
-    assert Parameters.of(recipe).total == model.model.num_parameters()
+    assert Parameters(recipe).total == model.model.num_parameters()
 
 
 TINY = [replace(case, model="tiny") for case in CASES]

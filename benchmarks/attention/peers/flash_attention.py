@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Case
+from benchmarks.attention.cases import ALPHA, Attention, AttentionImplementation, Build, Case
 from benchmarks.attention.peers.flex import key_bias
 
 
@@ -76,14 +76,14 @@ def _output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
+BUILDS: dict[int, Build] = {2: _version_2, 3: _version_3, 4: partial(_version_4, False)}
+MASKED = "FlashAttention-4, the soft mask as score_mod"
 IMPLEMENTATIONS = (
     *(
         AttentionImplementation(
-            f"flash_attention_{version}_unmasked", "bound", f"FlashAttention-{version}, no mask", build, alpha=1.0
+            f"flash_attention_{i}_unmasked", "bound", f"FlashAttention-{i}, no mask", build, alpha=1.0
         )
-        for version, build in ((2, _version_2), (3, _version_3), (4, partial(_version_4, False)))
+        for i, build in BUILDS.items()
     ),
-    AttentionImplementation(
-        "flash_attention_4", "rival", "FlashAttention-4, the soft mask as score_mod", partial(_version_4, True)
-    ),
+    AttentionImplementation("flash_attention_4", "rival", MASKED, partial(_version_4, True)),
 )

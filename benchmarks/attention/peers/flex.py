@@ -57,6 +57,5 @@ def _compiled(case: Case, device: torch.device) -> Attention:
     return torch.compile(uncompiled(case, device), dynamic=False)
 
 
-IMPLEMENTATIONS = (
-    AttentionImplementation("flex", "rival", "torch's FlexAttention, compiled, the soft mask as score_mod", _compiled),
-)
+ABOUT = "torch's FlexAttention, compiled, the soft mask as score_mod"
+IMPLEMENTATIONS = (AttentionImplementation("flex", "rival", ABOUT, _compiled),)

@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -12,13 +13,11 @@ TOLERANCE = 0.005
 
 
 def _build(deterministic: bool, case: Case, device: torch.device) -> Attention:
-    backend = our_backend(device)
+    options: dict[str, Any] = {"deterministic": deterministic, "backend": our_backend(device)}
     if case.layout == "equal":
-        return lambda q, k, v: soft_mask_attention(q, k, v, ALPHA, deterministic=deterministic, backend=backend)
+        return lambda q, k, v: soft_mask_attention(q, k, v, ALPHA, **options)
     ends = torch.tensor([0, *accumulate(case.lengths)], dtype=torch.int32, device=device)
-    return lambda q, k, v: soft_mask_attention_varlen(
-        q, k, v, ends, case.length, ALPHA, deterministic=deterministic, backend=backend
-    )
+    return lambda q, k, v: soft_mask_attention_varlen(q, k, v, ends, case.length, ALPHA, **options)
 
 
 IMPLEMENTATIONS = tuple(

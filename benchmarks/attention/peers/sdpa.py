@@ -15,11 +15,7 @@ from benchmarks.attention.peers.eager import dense_bias
 from benchmarks.suite import NotRun
 from conan_fast import soft_mask
 
-KERNELS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
+KERNELS = {name: getattr(SDPBackend, f"{name.upper()}_ATTENTION") for name in ("flash", "cudnn", "efficient")}
 
 
 def _build(kernel: SDPBackend, dense_mask: bool, case: Case, device: torch.device) -> Attention:

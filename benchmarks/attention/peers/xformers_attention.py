@@ -19,19 +19,16 @@ ALIGNMENT = 8  # of the rows of a mask, in elements
 def _build(dense_mask: bool, case: Case, device: torch.device) -> Attention:
     from xformers.ops import memory_efficient_attention
 
-    bias = _aligned_bias(case, device) if dense_mask else None
+    bias = None
+    if dense_mask:  # [B, H, L, L], one L x L in memory, with aligned rows
+        aligned = pad(dense_bias(case, device), (0, -case.length % ALIGNMENT))[:, : case.length]
+        bias = aligned.expand(case.batch, case.heads, -1, -1)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (expanded(x, case.heads).transpose(1, 2) for x in (k, v))
         return memory_efficient_attention(q, k, v, attn_bias=bias)
 
     return attention
-
-
-def _aligned_bias(case: Case, device: torch.device) -> Tensor:
-    """[B, H, L, L], one L x L in memory."""
-    bias = pad(dense_bias(case, device), (0, -case.length % ALIGNMENT))[:, : case.length]
-    return bias.expand(case.batch, case.heads, -1, -1)
 
 
 UNMASKED = "xformers, no mask: FlashAttention-3 where it is installed, else 2"

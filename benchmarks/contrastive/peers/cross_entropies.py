@@ -19,41 +19,18 @@ torch's own (2.13 and newer) computes the scores of some rows at a time.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from benchmarks.contrastive.cases import (
-    TEMPERATURE,
-    Build,
-    ContrastiveImplementation,
-    Inputs,
-    Loss,
-    all_candidates,
-    with_autograd,
-)
+from benchmarks.contrastive.cases import TEMPERATURE, CrossEntropy, InfoNCEImplementation, Inputs, per_dim
 from benchmarks.suite import NotRun
 
-CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries [N, d], candidates [M, d], labels [N] -> mean
 SCORES = 2**28  # bytes; the default size of our own workspace
 WIDTHS = (256, 128, 64, 32, 16)  # of the "heads" that Inf-CL splits a row into
-
-
-def loss_per_dim(dims: Sequence[int], cross_entropy: CrossEntropy) -> Loss:
-    def loss(queries: Tensor, *others: Tensor) -> Tensor:
-        candidates, labels = all_candidates(*others), torch.arange(len(queries), device=queries.device)
-        prefixes = ((normalize(x[:, :dim], dim=1) for x in (queries, candidates)) for dim in dims)
-        return torch.stack([cross_entropy(q, c, labels) for q, c in prefixes]).sum()
-
-    return loss
-
-
-def per_dim(cross_entropy_of: Callable[[Inputs, Sequence[int]], CrossEntropy]) -> Build:
-    return lambda inputs, dims: with_autograd(inputs, loss_per_dim(dims, cross_entropy_of(inputs, dims)))
 
 
 def needs_a_gpu(inputs: Inputs) -> None:
@@ -114,7 +91,7 @@ LIGER = "Liger-Kernel's fused linear cross-entropy for each dim, default options
 LIGER_SCALED = "Liger-Kernel's fused linear scaled cross-entropy for each dim: CuTe kernels on Hopper, torch elsewhere"
 TORCH = "torch's linear_cross_entropy for each dim, in chunks of its choice"
 IMPLEMENTATIONS = tuple(
-    ContrastiveImplementation(name, "rival", about, per_dim(cross_entropy_of), squares=squares, prefixes=prefixes)
+    InfoNCEImplementation(name, "rival", about, per_dim(cross_entropy_of), squares=squares, prefixes=prefixes)
     for name, about, cross_entropy_of, squares, prefixes in (
         ("cut_cross_entropy", "Cut cross-entropy for each dim, default options", partial(_cut, False), 0, 1),
         ("cut_cross_entropy_exact", "its exact form: no gradient skipped, float32 sums", partial(_cut, True), 0, 2),

@@ -9,13 +9,14 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.contrastive.cases import (
     TEMPERATURE,
-    ContrastiveImplementation,
     GradientStep,
+    InfoNCEImplementation,
     Inputs,
     Loss,
-    with_autograd,
+    by_autograd,
+    loss_per_dim,
+    per_dim,
 )
-from benchmarks.contrastive.peers.cross_entropies import loss_per_dim, per_dim
 
 
 def _cross_entropy(queries: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
@@ -41,12 +42,12 @@ def _compiled_loss(dims: tuple[int, ...], _: torch.Size) -> Loss:
 
 
 def eager_compiled(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
-    return with_autograd(inputs, _compiled_loss(tuple(dims), inputs[-1].shape))
+    return by_autograd(inputs, _compiled_loss(tuple(dims), inputs[-1].shape))
 
 
 EAGER = "normalise, q @ c.T / t, cross_entropy, for each dim"
 IMPLEMENTATIONS = tuple(
-    ContrastiveImplementation(name, "rival", about, build, squares, squares_per_dim, prefixes=1)
+    InfoNCEImplementation(name, "rival", about, build, squares, squares_per_dim, prefixes=1)
     for name, about, build, squares, squares_per_dim in (
         ("eager", EAGER, per_dim(lambda *_: _cross_entropy), 3, 1),
         ("eager_dim_by_dim", "the same with a backward pass for each dim: less memory", eager_dim_by_dim, 4, 0),

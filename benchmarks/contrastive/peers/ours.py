@@ -7,11 +7,11 @@ from torch import Tensor
 
 from benchmarks.contrastive.cases import (
     TEMPERATURE,
-    ContrastiveImplementation,
     GradientStep,
+    InfoNCEImplementation,
     Inputs,
+    by_autograd,
     our_backend,
-    with_autograd,
 )
 from benchmarks.suite import NotRun
 from conan_fast import info_nce
@@ -25,18 +25,18 @@ def _loss(inputs: Inputs, dims: Sequence[int]) -> Callable[..., Tensor]:
 
 
 def ours(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
-    return with_autograd(inputs, _loss(inputs, dims))
+    return by_autograd(inputs, _loss(inputs, dims))
 
 
 def ours_once_per_dim(inputs: Inputs, dims: Sequence[int]) -> GradientStep:
     if len(dims) == 1:
         raise NotRun("with one dim it is the same as ours")
     losses = [_loss(inputs, [dim]) for dim in dims]
-    return with_autograd(inputs, lambda *features: torch.stack([loss(*features) for loss in losses]).sum())
+    return by_autograd(inputs, lambda *features: torch.stack([loss(*features) for loss in losses]).sum())
 
 
 IMPLEMENTATIONS = tuple(
-    ContrastiveImplementation(name, "ours", about, build, prefixes=prefixes, tolerance=TOLERANCE)
+    InfoNCEImplementation(name, "ours", about, build, prefixes=prefixes, tolerance=TOLERANCE)
     for name, about, build, prefixes in (
         ("ours", "conan_fast.info_nce, all dims at once", ours, 0),
         ("ours_once_per_dim", "conan_fast.info_nce, called for each dim", ours_once_per_dim, 3),

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contrastive.cases import TEMPERATURE, ContrastiveImplementation, GradientStep, Inputs
+from benchmarks.contrastive.cases import TEMPERATURE, GradientStep, InfoNCEImplementation, Inputs
 
 MINI_BATCH = 1024
 
@@ -65,7 +65,7 @@ def _build(name: str, part: int | None, inputs: Inputs, dims: Sequence[int]) -> 
 
 LOSSES = ("MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss")
 IMPLEMENTATIONS = tuple(
-    ContrastiveImplementation(
+    InfoNCEImplementation(
         name, "rival", f"sentence-transformers' {loss} in MatryoshkaLoss", build, squares, per_dim, prefixes=1
     )
     for name, loss, build, squares, per_dim in (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import timing
-from benchmarks.contrastive.cases import ContrastiveImplementation, GradientStep, Inputs, all_candidates
+from benchmarks.contrastive.cases import GradientStep, InfoNCEImplementation, Inputs, all_candidates
 
 
 def three_gemms(inputs: Inputs, _: Sequence[int]) -> GradientStep:
@@ -16,10 +16,8 @@ def three_gemms(inputs: Inputs, _: Sequence[int]) -> GradientStep:
     """
     queries, *others = (x.detach() for x in inputs)
     candidates = all_candidates(*others)
-    free = timing.free_bytes(queries.device)
-    room = 2**30 if free is None else free // 4
-    if queries.device.type == "cpu":
-        room = min(room, 2**30)
+    free, most = timing.free_bytes(queries.device), 2**30 if queries.device.type == "cpu" else 2**60
+    room = min(most, 2**30 if free is None else free // 4)
     step = min(len(queries), max(1, room // (2 * queries.element_size() * len(candidates))))
     given = torch.randn(step, len(candidates), dtype=queries.dtype, device=queries.device)
     scores, grad_queries, grad_candidates = (torch.empty_like(x) for x in (given, queries, candidates))
@@ -35,6 +33,5 @@ def three_gemms(inputs: Inputs, _: Sequence[int]) -> GradientStep:
     return GradientStep(run, lambda: [grad_queries, grad_candidates])
 
 
-IMPLEMENTATIONS = (
-    ContrastiveImplementation("three_gemms", "gemms", "the three GEMMs alone, full width", three_gemms, checked=False),
-)
+ABOUT = "the three GEMMs alone, full width"
+IMPLEMENTATIONS = (InfoNCEImplementation("three_gemms", "gemms", ABOUT, three_gemms, checked=False),)

@@ -68,25 +68,18 @@ def _transformer(llama: LlamaModel, task: Task, folder: str) -> Any:
     from sentence_transformers.sentence_transformer.modules import Transformer
 
     tokenizer = PreTrainedTokenizerFast(
+        **dict.fromkeys(("pad_token", "eos_token"), END_OF_TEXT),
         tokenizer_object=task.texts.tokenizer,
-        pad_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
         padding_side="right",
         model_max_length=task.texts.max_length,
         model_input_names=["input_ids", "attention_mask"],
     )
-    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    try:
-        tiny: dict[str, Any] = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 8)
-        tiny |= {"num_hidden_layers": 1, "num_attention_heads": 1, "is_causal": False}
-        config = LlamaConfig(**tiny, max_position_embeddings=task.texts.max_length)
-        LlamaModel(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        transformer = Transformer(folder)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    tiny: dict[str, Any] = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 8)
+    tiny |= {"num_hidden_layers": 1, "num_attention_heads": 1, "is_causal": False}
+    LlamaModel(LlamaConfig(**tiny, max_position_embeddings=task.texts.max_length)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformer = Transformer(folder)
     transformer.model = llama
     return transformer
 
@@ -112,6 +105,7 @@ def _trainer(model: Any, optimizer: torch.optim.Optimizer, task: Task, folder: s
     rows = len(task.texts.rows)
     in_new_order = RandomSampler(range(rows), num_samples=rows * MAX_STEPS, generator=torch.Generator().manual_seed(0))
     sampler: Any = lambda *_, **__: BatchSampler(in_new_order, rows, drop_last=True)  # noqa: E731  all rows each time
+    quiet: dict[str, Any] = {"logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
     arguments = SentenceTransformerTrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=rows,
@@ -121,11 +115,8 @@ def _trainer(model: Any, optimizer: torch.optim.Optimizer, task: Task, folder: s
         use_cpu=task.device.type == "cpu",
         dataloader_pin_memory=task.device.type == "cuda",
         max_grad_norm=task.stage_recipe().max_grad_norm,
-        logging_strategy="no",
         logging_nan_inf_filter=False,  # would wait for the GPU to look at the loss
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **quiet,
     )
     if arguments.n_gpu > 1:
         raise NotRun("would use all GPUs; set CUDA_VISIBLE_DEVICES to one of them")
@@ -140,16 +131,12 @@ def _trainer(model: Any, optimizer: torch.optim.Optimizer, task: Task, folder: s
     return trainer
 
 
-class HandOver(TrainerCallback):
-    def __init__(self, pause: Pause) -> None:
-        self.pause = pause
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.pause()
-
-
 def _train(trainer: Any, pause: Pause) -> None:
-    trainer.add_callback(HandOver(pause))  # after the trainer's own
+    class HandOver(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            pause()
+
+    trainer.add_callback(HandOver())  # after the trainer's own
     trainer.train()
 
 
