@@ -11,9 +11,9 @@ examples:
   python -m benchmarks run --suite contrastive --only ours three_gemms eager
 on a CPU, cases that run on request only:
   python -m benchmarks run --suite attention --where batch=256      # packed against padded batches
-  python -m benchmarks run --suite contrastive --where pairs=8192 --slowest 300 --budget-minutes 60
+  python -m benchmarks run --suite contrastive --where pairs=8192 --slowest 600 --budget-minutes 90
 
-exit status: 0 measured; 1 a result of ours was wrong, or a suite stopped early; 2 bad arguments; 130 Ctrl-C
+exit status: 0 measured; 1 a result of ours was wrong, or the process of a suite died; 2 bad arguments; 130 Ctrl-C
 """
 
 import argparse
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     suites, slowest = ",".join(SUITES), "{cuda:g} on a GPU, {cpu:g} on a CPU".format_map(rounds.SLOWEST)
     add("--suite", type=_suites, default=suites, metavar="NAMES", help=f"separated by commas (default: {suites})")
-    add("--budget-minutes", type=float, default=8.0, help="for all suites together, divided evenly (default: 8)")
+    add("--budget-minutes", type=float, default=8.0, metavar="M", help="for all suites, divided evenly (default: 8)")
     out = "result file, or one of the same machine and sources to add suites to"
     add("--out", type=Path, metavar="FILE", help=f"{out} (default: benchmarks/results/DEVICE-TIME.json)")
     add("--device", choices=["cuda", "cpu"], help="default: cuda if there is a GPU")

@@ -120,7 +120,7 @@ def _pictures(run: Run, names: list[str], today: str, folder: Path, prefix: str)
     saved, origin = {}, run.origin + (" (csrc/ has changed since)" if run.stale(today) else "")
     with style.drawing():
         for name, figure in plots.all_of(run, names).items():
-            figure.text(1, 0, origin, ha="right", va="top", fontsize=7)
+            figure.text(1, -0.02, origin, ha="right", va="top", fontsize=7)
             saved[name] = folder / f"{prefix}{name}.svg"
             style.save(figure, saved[name])
             plots.plt.close(figure)
