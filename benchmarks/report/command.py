@@ -107,8 +107,8 @@ def _of_run(run: Run, names: list[str], today: str, pictures: Path, prefix: str)
     yield "\n".join(_machine(run, names))
     captions = {name: CAPTIONS.get(name) or f"{name}: time and rate over the length" for name in saved if name != "top"}
     if others := [f"- `pictures/{saved[name].name}`: {caption}" for name, caption in captions.items()]:
-        yield "Further pictures are not tracked by git; `python -m benchmarks report` writes them:"
-        yield "\n".join(others)
+        untracked = "Further pictures are not tracked by git; `python -m benchmarks report` writes them:"
+        yield "\n".join([untracked, "", *others])
     for name in names:
         yield from _of_suite(run, name)
 
@@ -120,7 +120,7 @@ def _pictures(run: Run, names: list[str], today: str, folder: Path, prefix: str)
     saved, origin = {}, run.origin + (" (csrc/ has changed since)" if run.stale(today) else "")
     with style.drawing():
         for name, figure in plots.all_of(run, names).items():
-            figure.text(1, -0.02, origin, ha="right", va="top", fontsize=7)
+            figure.supxlabel(origin, x=1, ha="right", fontsize=7)
             saved[name] = folder / f"{prefix}{name}.svg"
             style.save(figure, saved[name])
             plots.plt.close(figure)

@@ -152,7 +152,7 @@ def _curves(
     for axis, label in zip(axes[:, 0], labels, strict=False):
         axis.set_ylabel(label)
     handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=2)  # beside the origin
     return figure, list(axes[1])
 
 
