@@ -23,10 +23,6 @@ class Packed:
     IGNORE = -100
 
     @property
-    def num_tokens(self) -> int:
-        return self.input_ids.numel()
-
-    @property
     def num_sequences(self) -> int:
         return self.cu_seqlens.numel() - 1
 

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import _checks
 from .backend import BACKENDS
-from .batch import Batch
+from .batch import Batch, Gradients
 
 torch.library.define(
     "conan_fast::info_nce_sweep",
@@ -41,9 +41,10 @@ def _sweep_shapes(queries: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *fields, with_gradients, _ = arguments
     batch = Batch(queries, *fields)
     losses = queries.new_empty(len(batch.dims), dtype=_checks.accumulation_dtype(queries.dtype))
-    features = batch[:4]
     kept = _checks.kept_gradient_dtype(queries.dtype)
-    grads = (queries.new_empty(x.shape if with_gradients and x is not None else 0, dtype=kept) for x in features)
+    grads = (
+        queries.new_empty(x.shape if with_gradients and x is not None else 0, dtype=kept) for x in batch.features[:-1]
+    )
     return losses, *grads, batch.temperature.new_empty(())
 
 
@@ -70,12 +71,12 @@ class InfoNCELoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        return *kept_gradients(ctx, grads[0]), *[None] * (len(Batch._fields) - 5 + 2)
+        return *kept_gradients(ctx, grads[0]), *[None] * (len(Batch._fields) - len(Gradients._fields) + 2)
 
 
 def keep_gradients(ctx: Any, batch: Batch, losses: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """In forward: keeps the gradients of the batch's first five tensors; returns (weighted sum of losses, losses)."""
-    ctx.dtypes = [None if x is None else x.dtype for x in batch[:5]]
+    """In forward: keeps the gradients of the batch's features; returns (weighted sum of losses, losses)."""
+    ctx.dtypes = [None if x is None else x.dtype for x in batch.features]
     ctx.save_for_backward(*grads)
     ctx.mark_non_differentiable(losses)
     # The weights are Python floats: a tensor of them would be one more copy to the device.

@@ -25,6 +25,11 @@ class Batch(NamedTuple):
     first_positive: int | None  # None: the queries' own positives are not among these
     total: int  # queries of all processes
 
+    @property
+    def features(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
+        """The tensors that get gradients: the first fields, in the order of Gradients."""
+        return self.queries, self.positives, self.shared, self.private, self.temperature
+
 
 class Gradients(NamedTuple):
     """Gradients of a Batch's tensors; empty where there is no tensor, or where no gradients were asked for."""

@@ -86,7 +86,7 @@ def info_nce(
 
 def _loss(batch: Batch, group: Any, backend: str) -> tuple[Tensor, Tensor]:
     """(loss, losses [dims]) of the whole batch, of which `batch` is this process's part."""
-    with_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in batch[:5])
+    with_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in batch.features)
     if group is None:
         loss, losses = InfoNCELoss.apply(*batch, with_gradients, backend)
         return loss, losses

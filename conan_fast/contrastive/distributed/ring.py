@@ -49,13 +49,13 @@ class RingLoss(torch.autograd.Function):
             ring = _Ring(batch, layout, group, backend)
             losses, logsumexp = ring.losses()
             empty = batch.queries.new_empty(0)
-            grads = ring.gradients(logsumexp) if layout.with_gradients else Gradients(*[empty] * 5)
+            grads = ring.gradients(logsumexp) if layout.with_gradients else Gradients(empty, empty, empty, empty, empty)
         return keep_gradients(ctx, batch, losses, grads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        return *kept_gradients(ctx, grads[0]), *[None] * (len(Batch._fields) - 5 + 3)
+        return *kept_gradients(ctx, grads[0]), *[None] * (len(Batch._fields) - len(Gradients._fields) + 3)
 
 
 class _Moving:
