@@ -1,0 +1,112 @@
+"""Which positions of a batch are tokens and which sequence each belongs to, found once per forward pass.
+
+transformers passes every layer the same mask and the same position_ids, so the layout is kept on that tensor. Finding
+it makes a GPU wait once. While torch.compile traces nothing can wait: shapes are static there, padding is computed as
+sequences of one token, and unused entries of cu_seqlens name empty sequences at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_ATTRIBUTE = "_conan_fast_layout"
+
+
+class Layout(NamedTuple):
+    """A batch [B, L] as packed sequences. All tensors are on the batch's device."""
+
+    max_seqlen: int  # at least the longest sequence; exactly that unless torch.compile traces
+    cu_seqlens: Tensor | None = None  # int32 [S + 1] of the packed tokens; None: every row is one sequence
+    tokens: Tensor | None = None  # int64 [T], the packed tokens' places in the flattened batch; None: all in order
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, L, ...] -> [T, ...]."""
+        flat = x.flatten(0, 1)
+        return flat if self.tokens is None else flat.index_select(0, self.tokens)
+
+    def unpack(self, packed: Tensor, shape: torch.Size) -> Tensor:
+        """[T, ...] -> `shape` [B, L, ...]; padding becomes 0."""
+        if self.tokens is None:
+            return packed.view(shape)
+        return packed.new_zeros(shape).flatten(0, 1).index_copy(0, self.tokens, packed).view(shape)
+
+
+def of_segments(segments_BL: Tensor) -> Layout:
+    """The layout of a batch from a mask: 0 (or False) is padding; tokens of a row with one number are a sequence.
+
+    Sequences of a row that has several follow one another.
+    """
+    return _kept(segments_BL, lambda: _find(segments_BL))
+
+
+def of_positions(position_ids: Tensor, batch_size: int) -> Layout:
+    """The layout of a batch without a mask: a sequence begins where a position is not its predecessor plus 1.
+
+    position_ids: [B, L], or [1, L] for all rows.
+    """
+    return _kept(position_ids, lambda: _find(segments_of_positions(position_ids).expand(batch_size, -1)))
+
+
+def segments_of_positions(position_ids: Tensor) -> Tensor:
+    """[B, L], from 1 in each row: the number of the sequence that a token belongs to."""
+    return torch.nn.functional.pad(position_ids.diff(dim=1) != 1, (1, 0)).cumsum(1) + 1
+
+
+def restarts(position_ids: Tensor, segments_BL: Tensor) -> Tensor:
+    """Whether positions fall, or stay, between neighbouring tokens of one sequence; bool, 0-dim."""
+    same = (segments_BL[:, 1:] == segments_BL[:, :-1]) & (segments_BL[:, 1:] != 0)
+    return ((position_ids.diff(dim=1) <= 0) & same).any()
+
+
+def _kept(source: Tensor, find: Callable[[], Layout]) -> Layout:
+    """`find()`, once for as long as `source` stays the same tensor with the same content."""
+    if torch.compiler.is_compiling():
+        return find()
+    version, layout = getattr(source, _ATTRIBUTE, (None, None))
+    if layout is None or version != _version(source):
+        layout = find()
+        setattr(source, _ATTRIBUTE, (_version(source), layout))
+    return layout
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # tensors of inference mode do not count their changes
+
+
+def _find(segments_BL: Tensor) -> Layout:
+    if torch.compiler.is_compiling():
+        return _find_static(segments_BL)
+    length = segments_BL.shape[1]
+    segments = segments_BL.to("cpu", torch.int64)  # the one time that a GPU waits
+    if bool(segments.all()) and bool((segments == segments[:, :1]).all()):
+        return Layout(length)
+    tokens = segments.flatten().nonzero().flatten()
+    starts = _is_start(tokens, segments.flatten()[tokens], length).nonzero().flatten()
+    cu_seqlens = torch.cat([starts, torch.tensor([len(tokens)])])
+    device = segments_BL.device
+    return Layout(
+        max_seqlen=int(cu_seqlens.diff().amax()) if len(starts) else 0,
+        cu_seqlens=cu_seqlens.to(device, torch.int32),
+        tokens=None if len(tokens) == segments.numel() else tokens.to(device),
+    )
+
+
+def _find_static(segments_BL: Tensor) -> Layout:
+    flat = segments_BL.flatten().to(torch.int64)
+    tokens = (flat == 0).to(torch.int8).argsort(stable=True)  # the tokens in their order, then the padding
+    segment = flat[tokens]
+    starts = _is_start(tokens, segment, segments_BL.shape[1]) | (segment == 0)
+    places = torch.arange(flat.shape[0] + 1, device=flat.device)
+    cu_seqlens = torch.searchsorted(starts.cumsum(0) - 1, places).to(torch.int32)
+    return Layout(segments_BL.shape[1], cu_seqlens, tokens)
+
+
+def _is_start(tokens: Tensor, segment: Tensor, length: int) -> Tensor:
+    """bool [T]: whether a token's row or segment is not that of the token before it."""
+    row = tokens // length
+    other = (row[1:] != row[:-1]) | (segment[1:] != segment[:-1])
+    return torch.cat([torch.ones_like(tokens[:1], dtype=torch.bool), other])
