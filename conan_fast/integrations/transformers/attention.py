@@ -12,7 +12,7 @@ from conan_fast.attention.operator import soft_mask_attention, soft_mask_attenti
 from . import layout
 from .alpha import layer_alpha
 from .layout import Layout
-from .mask import NAME, window_error
+from .mask import NAME, segments_and_window, window_error
 
 # Keywords of a model's call that reach its layers and change nothing in the attention itself.
 HARMLESS = frozenset(
@@ -74,6 +74,7 @@ def attention_forward(
     _check_operands(module, query, key, attention_mask)
     q_BLHD, k_BLHD, v_BLHD = (x.transpose(1, 2) for x in (query, key, value))
     batch_size, length = q_BLHD.shape[:2]
+    attention_mask, window = segments_and_window(attention_mask)
     if cu_seq_lens_q is not None:
         found = _given_layout(cu_seq_lens_q, cu_seq_lens_k, max_length_q, attention_mask, batch_size)
     elif attention_mask is not None:
@@ -85,10 +86,11 @@ def attention_forward(
         found = layout.of_positions(position_ids, batch_size)
     else:
         found = Layout(length)
-    if sliding_window is not None and found.max_seqlen > sliding_window:
-        raise window_error("sliding_window", sliding_window, found.max_seqlen)
+    for name, size in (("sliding_window", sliding_window), ("sliding window of the mask", window)):
+        if size is not None and found.max_seqlen > size:
+            raise window_error(name, size, found.max_seqlen)
     alpha = layer_alpha(module, is_causal) if alpha is None else alpha
-    options = {"saturation": saturation, "scale": scaling, "deterministic": deterministic}
+    options: dict[str, Any] = {"saturation": saturation, "scale": scaling, "deterministic": deterministic}
 
     narrower = q_BLHD.shape[-1] - v_BLHD.shape[-1]  # multi-head latent attention
     v_BLHD = nn.functional.pad(v_BLHD, (0, narrower)) if narrower else v_BLHD

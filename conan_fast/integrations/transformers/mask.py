@@ -7,18 +7,20 @@ packed sequences or a sliding window. The soft mask replaces "causal or bidirect
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import masking_utils
 
-from . import layout
+from .layout import segments_of_positions
 
 NAME = "conan_soft_mask"
+_ATTRIBUTE = "_conan_fast_mask"
 MaskFunction = Callable[..., Any]
 
 
@@ -42,12 +44,12 @@ def create_mask(
 
     Args:
         attention_mask: bool [B, L], True for tokens, or None.
-        local_size: the window or chunk of the mask function.
+        local_size: the window or chunk of the mask function; read from that itself unless torch.compile traces.
         use_vmap: the mask function has parts that the model made itself.
 
     Raises:
-        ValueError: for a cache, and for a mask function that is more than causal or bidirectional, packing, padding,
-            and a window that no sequence exceeds.
+        ValueError: for a cache, and for a mask function that is more than causal or bidirectional, packing, padding
+            and a window.
     """
     if kv_length != q_length or isinstance(q_offset, Tensor) or q_offset or kv_offset:
         raise ValueError(
@@ -55,26 +57,58 @@ def create_mask(
             "load the model with attn_implementation='sdpa' for that"
         )
     if torch.compiler.is_compiling():
-        _check_traced(mask_function, q_length, local_size, use_vmap, device)
+        if local_size is not None and q_length > local_size:
+            raise window_error("the attention mask", local_size, q_length)
+        _check_traced(mask_function, (batch_size, q_length), use_vmap, device)
         return attention_mask
-    known, packing = _read(mask_function)
+    parts = _read(mask_function)
     segments = None
     if attention_mask is not None:
         segments = attention_mask.to(torch.int64)
-    elif packing is not None:
-        segments = packing - packing[:, :1] + 1  # from 1
-    longest = q_length if segments is None else layout.of_segments(segments).max_seqlen
-    if local_size is not None and longest > local_size + 1:
-        raise window_error("the attention mask", local_size, longest)
-    if not known or (local_size is not None and q_length > local_size):
+    elif parts.packing is not None:
+        segments = parts.packing - parts.packing[:, :1] + 1  # from 1
+    elif (position_ids := _position_ids_of_the_call(batch_size, q_length)) is not None:
+        segments = segments_of_positions(position_ids).expand(batch_size, -1)
+    if not parts.known:
         _check_evaluated(mask_function, segments, (batch_size, q_length), use_vmap, device)
+    if parts.window is None or parts.window >= q_length:
+        return segments
+    # Not all models tell their layers of the window.
+    unknown = segments is None
+    segments = (
+        torch.ones((1, 1), dtype=torch.int64, device=device).expand(batch_size, q_length) if unknown else segments
+    )
+    setattr(segments, _ATTRIBUTE, (None if unknown else segments, parts.window))
     return segments
+
+
+def _position_ids_of_the_call(batch_size: int, length: int) -> Tensor | None:
+    """position_ids [B or 1, L] of the model's forward method, which calls transformers, which calls `create_mask`.
+
+    Where a model is bidirectional, transformers does not look for packed texts in position_ids, and not all models pass
+    them to their layers (ModernBERT does not). Without this look into the callers' variables, texts would see each
+    other and nothing would say so.
+    """
+    frame = sys._getframe(2)
+    for _ in range(4):
+        found = frame.f_locals.get("position_ids")
+        if isinstance(found, Tensor) and found.dim() == 2 and found.shape[0] in (1, batch_size):
+            return found if found.shape[1] == length else None
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return None
+
+
+def segments_and_window(attention_mask: Tensor | None) -> tuple[Tensor | None, int | None]:
+    """What `create_mask` found: segments [B, L] (None: see there), and a window that some row is longer than."""
+    return getattr(attention_mask, _ATTRIBUTE, (attention_mask, None))
 
 
 def window_error(name: str, window: int, longest: int) -> ValueError:
     return ValueError(
-        f"{name}: {NAME} has no sliding window (or chunks), got one of {window} and a sequence of {longest} tokens; "
-        f"cut texts to {window} tokens, or load the model with attn_implementation='sdpa'"
+        f"{name}: {NAME} has no sliding window, got one of {window} and a sequence of {longest} tokens; cut texts to "
+        f"{window} tokens, or load the model with attn_implementation='sdpa'"
     )
 
 
@@ -95,28 +129,37 @@ def _codes() -> dict[str, CodeType]:
     return {name: function.__code__ for name, function in made.items()}
 
 
-def _read(mask_function: MaskFunction) -> tuple[bool, Tensor | None]:
-    """(whether all of it is known, the packed sequence numbers [B, L] in it)."""
-    known, packing = True, None
-    for part in _parts(mask_function):
-        if part is masking_utils.causal_mask_function or part is masking_utils.bidirectional_mask_function:
-            continue
-        code = getattr(part, "__code__", None)
-        if code is _codes()["packed"]:
-            packing = _variables(part)["packed_sequence_mask"]
-        # Windows are compared with the longest sequence by `create_mask`.
-        known = known and code in (_codes()["packed"], _codes()["window"], _codes()["bidirectional window"])
-    return known, packing
+class Parts(NamedTuple):
+    """What a mask function consists of besides "causal" or "bidirectional"."""
+
+    known: bool = True  # False: of something else, too
+    packing: Tensor | None = None  # [B, L], the numbers of packed sequences
+    window: int | None = None  # how many tokens a token sees to one side, itself included
 
 
-def _parts(function: MaskFunction) -> Iterator[MaskFunction]:
+def _read(mask_function: MaskFunction) -> Parts:
+    codes, parts = _codes(), Parts()
+    for function in _functions(mask_function):
+        code = getattr(function, "__code__", None)
+        if code is codes["packed"]:
+            parts = parts._replace(packing=_variables(function)["packed_sequence_mask"])
+        elif code is codes["window"]:
+            parts = parts._replace(window=_variables(function)["sliding_window"])
+        elif code is codes["bidirectional window"]:
+            parts = parts._replace(window=_variables(function)["sliding_window"] + 1)
+        elif function not in (masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function):
+            parts = parts._replace(known=False)
+    return parts
+
+
+def _functions(function: MaskFunction) -> Iterator[MaskFunction]:
     """The functions of which all have to allow a key."""
     code = getattr(function, "__code__", None)
     if code is _codes()["and"]:
         for part in _variables(function)["mask_functions"]:
-            yield from _parts(part)
+            yield from _functions(part)
     elif code is not None and code is _codes().get("remap"):
-        yield from _parts(_variables(function)["mask_function"])
+        yield from _functions(_variables(function)["mask_function"])
     else:
         yield function
 
@@ -148,14 +191,14 @@ def _check_evaluated(
         )
 
 
-def _check_traced(
-    mask_function: MaskFunction, length: int, local_size: int | None, use_vmap: bool, device: Any
-) -> None:
-    """The same as far as it can be done while torch.compile traces: no tensor's value is known there."""
-    if local_size is not None and length > local_size:
-        raise window_error("the attention mask", local_size, length)
+def _check_traced(mask_function: MaskFunction, shape: tuple[int, int], use_vmap: bool, device: Any) -> None:
+    """The same as far as it can be done while torch.compile traces, where no tensor's value is known."""
     if use_vmap:
         raise ValueError(
             f"attention mask: under torch.compile {NAME} does not support a mask to which the model adds parts of its "
             "own; do not compile it, or load the model with attn_implementation='sdpa'"
         )
+    batch_size, length = shape
+    rows, tokens = torch.arange(batch_size, device=device)[:, None], torch.arange(length - 1, device=device)[None]
+    following = mask_function(rows, torch.zeros_like(rows), tokens, tokens + 1)  # may a token see the next one?
+    torch._assert_async(following.all() | ~following.any())
