@@ -12,9 +12,11 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from .alpha import soft_mask_alpha
 from .attention import attention_forward
+from .callback import SoftMaskCallback
 from .mask import NAME, create_mask
+from .saved_model import mark_bidirectional
 
-__all__ = ["NAME", "register", "soft_mask_alpha"]
+__all__ = ["NAME", "SoftMaskCallback", "mark_bidirectional", "register", "soft_mask_alpha"]
 
 
 def register() -> str:

@@ -67,7 +67,7 @@ def soft_mask_alpha(model: nn.Module, alpha: float | Tensor | None = None) -> Te
 
 
 def _attach(model: nn.Module) -> SoftMask:
-    layers = [x for x in model.modules() if hasattr(x, "is_causal") and uses_soft_mask(x)]
+    layers = attention_layers(model)
     if not layers:
         raise ValueError(
             f"model: no layer uses {NAME}; call register() and load the model with attn_implementation={NAME!r}"
@@ -84,9 +84,13 @@ def _attach(model: nn.Module) -> SoftMask:
     return holder
 
 
-def uses_soft_mask(layer: nn.Module) -> bool:
-    """Whether an attention layer calls our attention."""
-    return getattr(getattr(layer, "config", None), "_attn_implementation", None) == NAME
+def attention_layers(model: nn.Module) -> list[Any]:
+    """The layers that call our attention: they have `is_causal` and a config with our implementation."""
+    return [
+        x
+        for x in model.modules()
+        if hasattr(x, "is_causal") and getattr(getattr(x, "config", None), "_attn_implementation", None) == NAME
+    ]
 
 
 def layer_alpha(layer: Any, is_causal: bool | None) -> float | Tensor:

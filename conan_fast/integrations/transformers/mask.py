@@ -166,8 +166,7 @@ def _functions(function: MaskFunction) -> Iterator[MaskFunction]:
 
 def _variables(function: MaskFunction) -> dict[str, Any]:
     """What a function made by a factory remembers of the factory's arguments."""
-    cells = function.__closure__ or ()  # type: ignore[attr-defined]
-    names = function.__code__.co_freevars  # type: ignore[attr-defined]
+    cells, names = function.__closure__ or (), function.__code__.co_freevars
     return {name: cell.cell_contents for name, cell in zip(names, cells, strict=True)}
 
 
@@ -176,10 +175,12 @@ def _check_evaluated(
 ) -> None:
     """The mask, evaluated, is causal or bidirectional within each sequence."""
     batch_size, length = shape
-    mask_BLL = masking_utils.sdpa_mask(
+    mask = masking_utils.sdpa_mask(
         batch_size=batch_size, q_length=length, kv_length=length, mask_function=mask_function,
         allow_is_causal_skip=False, use_vmap=use_vmap, device=device,
-    )[:, 0]  # fmt: skip
+    )  # fmt: skip
+    assert mask is not None  # [B, 1, L, L]: nothing is skipped
+    mask_BLL = mask[:, 0]
     if segments is None:
         segments = torch.ones((batch_size, length), dtype=torch.int64, device=mask_BLL.device)
     within = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)
