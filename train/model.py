@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conan_fast.integrations.transformers import register
+from conan_fast.integrations.transformers.saved_model import BIDIRECTIONAL
 from train.packing import Packed
 from train.recipe import ModelRecipe
 
@@ -61,7 +62,7 @@ def save_model(model: LlamaForCausalLM, folder: Path, *, is_causal: bool) -> Non
     model.save_pretrained(folder, safe_serialization=True)
     config_file = folder / "config.json"
     config: dict[str, Any] = json.loads(config_file.read_text())
-    config["is_causal"] = is_causal
+    config |= {"is_causal": True} if is_causal else BIDIRECTIONAL
     config_file.write_text(json.dumps(config, indent=2) + "\n")
 
 

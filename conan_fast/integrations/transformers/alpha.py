@@ -33,7 +33,7 @@ class SoftMask(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha.item():g}"
+        return "alpha on meta" if self.alpha.is_meta else f"alpha={self.alpha.item():g}"
 
 
 def soft_mask_alpha(model: nn.Module, alpha: float | Tensor | None = None) -> Tensor:
@@ -57,6 +57,8 @@ def soft_mask_alpha(model: nn.Module, alpha: float | Tensor | None = None) -> Te
     if len(holders) > 1:
         raise ValueError(f"model must have one alpha, got {len(holders)}: set it for each of its models")
     holder = next(iter(holders.values())) if holders else _attach(model)
+    if holder.alpha.is_meta:
+        raise ValueError("model: it is on the meta device; load its weights first")
     if alpha is not None:
         _checks.alpha(alpha, holder.alpha.device)
         if isinstance(alpha, Tensor) and alpha.device.type == "cpu":
@@ -76,8 +78,6 @@ def _attach(model: nn.Module) -> SoftMask:
     if len(defaults) > 1:
         raise ValueError("model: some of its layers are causal and some bidirectional; pass alpha= in each call")
     device = next((x.device for x in layers[0].parameters()), torch.device("cpu"))
-    if device.type == "meta":
-        raise ValueError("model: its weights are on the meta device; load them first")
     holder = SoftMask(defaults.pop(), device)
     for layer in layers:
         layer.add_module(_CHILD, holder)

@@ -169,10 +169,11 @@ def _check_positions(position_ids: Tensor | None, segments_BL: Tensor) -> None:
     if position_ids is None or position_ids.dim() != 2:
         return
     wrong = layout.restarts(position_ids, segments_BL)
+    message = (
+        "attention_mask: got a mask and position_ids that begin anew within its sequences; leave the mask out for a "
+        "packed batch"
+    )
     if torch.compiler.is_compiling():
-        torch._assert_async(~wrong)
+        torch._assert_async(~wrong, message)
     elif bool(wrong):
-        raise ValueError(
-            "attention_mask: got a mask and position_ids that begin anew within its sequences; leave the mask out for "
-            "a packed batch"
-        )
+        raise ValueError(message)

@@ -21,6 +21,10 @@ from .layout import segments_of_positions
 
 NAME = "conan_soft_mask"
 _ATTRIBUTE = "_conan_fast_mask"
+_NEITHER = (
+    f"{NAME} replaces a causal or bidirectional mask, got one that is neither (a window, chunks, blocks, images?); "
+    "load the model with attn_implementation='sdpa'"
+)
 MaskFunction = Callable[..., Any]
 
 
@@ -186,10 +190,7 @@ def _check_evaluated(
     within = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)
     causal = torch.ones((length, length), dtype=torch.bool, device=mask_BLL.device).tril()
     if not any(bool(((mask_BLL == base) | ~within).all()) for base in (causal, torch.ones_like(causal))):
-        raise ValueError(
-            f"attention mask: {NAME} replaces a causal or bidirectional mask, got one that is neither (a window, "
-            "chunks, blocks, images?); load the model with attn_implementation='sdpa'"
-        )
+        raise ValueError(f"attention mask: {_NEITHER}")
 
 
 def _check_traced(mask_function: MaskFunction, shape: tuple[int, int], use_vmap: bool, device: Any) -> None:
@@ -202,4 +203,4 @@ def _check_traced(mask_function: MaskFunction, shape: tuple[int, int], use_vmap:
     batch_size, length = shape
     rows, tokens = torch.arange(batch_size, device=device)[:, None], torch.arange(length - 1, device=device)[None]
     following = mask_function(rows, torch.zeros_like(rows), tokens, tokens + 1)  # may a token see the next one?
-    torch._assert_async(following.all() | ~following.any())
+    torch._assert_async(following.all() | ~following.any(), f"attention mask: {_NEITHER}")  # without text it is dropped

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .alpha import attention_layers
 from .mask import NAME
 
-# transformers 5 runs a decoder whose config says `is_causal: false` bidirectionally; 4.x ignores the field and runs it
-# causally without a word. Of the fields that 5 ignores, 4.x reads this one while it loads a config: it wants numbers of
-# layers as keys, and its error shows the key that is none.
-GUARD_FIELD = "pruned_heads"
-GUARD: dict[str, list[int]] = {"this model is bidirectional (is_causal=false) and needs transformers 5 or newer": []}
+# What config.json says. transformers 5 runs a decoder with `is_causal: false` bidirectionally; 4.x ignores the field and
+# runs it causally without a word. `pruned_heads` is a field that 5 does not have. 4.x wants numbers of layers as its
+# keys while it loads a config, and its error shows the key that is none.
+BIDIRECTIONAL: dict[str, Any] = {
+    "is_causal": False,
+    "pruned_heads": {"this model is bidirectional (is_causal=false) and needs transformers 5 or newer": []},
+}
 
 
 def mark_bidirectional(model: nn.Module) -> None:
@@ -36,10 +41,5 @@ def mark_bidirectional(model: nn.Module) -> None:
             layer.config.is_causal = False
     for module in model.modules():  # the config that is saved may be one that contains the layers'
         if isinstance(module, PreTrainedModel) and any(id(x) in causal for x in module.modules()):
-            mark_config(module.config)
-
-
-def mark_config(config: PreTrainedConfig) -> None:
-    """The two fields of one config."""
-    config.is_causal = False
-    setattr(config, GUARD_FIELD, dict(GUARD))
+            for field, value in BIDIRECTIONAL.items():
+                setattr(module.config, field, copy.copy(value))

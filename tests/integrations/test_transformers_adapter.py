@@ -1,0 +1,221 @@
+"""The adapter: nothing that a model or a caller passes is ignored."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from conan_fast.integrations.transformers import NAME, layout, register
+from tests.support import explicit_attention, families
+from tests.support.families import GQA, LAYERS, SIZES
+
+register()
+
+
+def ids(batch: int, length: int) -> Tensor:
+    return torch.randint(3, families.VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def built(config: transformers.PreTrainedConfig, implementation: str) -> nn.Module:
+    torch.manual_seed(0)
+    return transformers.AutoModel.from_config(copy.deepcopy(config), attn_implementation=implementation).double()
+
+
+@pytest.fixture
+def llama() -> nn.Module:
+    return families.model("llama", NAME)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"alhpa": 0.3}, TypeError, "unknown keyword, alhpa=float"),
+        ({"window": torch.tensor(3)}, TypeError, "unknown keyword, window=Tensor"),
+        ({"output_attentions": True}, ValueError, "output_attentions: conan_soft_mask does not support"),
+        ({"softcap": 30.0}, ValueError, "softcap: conan_soft_mask does not support"),
+        ({"s_aux": torch.zeros(4)}, ValueError, "s_aux: conan_soft_mask does not support attention sinks"),
+        ({"position_bias": torch.zeros(1)}, ValueError, "position_bias: conan_soft_mask does not support"),
+        ({"alpha": 1.5}, ValueError, r"alpha must be in \[0, 1\], got 1.5"),
+        ({"saturation": "rows"}, ValueError, "saturation must be one of"),
+        ({"attention_mask": torch.ones(1, 1, 6, 6)}, ValueError, r"attention_mask must have shape \[batch, length\]"),
+        ({"cu_seq_lens_q": torch.tensor([0, 6])}, ValueError, "max_length_q: goes with cu_seq_lens_q"),
+    ],
+)
+def test_refused_keywords_are_named(llama: nn.Module, keywords: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        llama(input_ids=ids(1, 6), **keywords)
+
+
+def test_keywords_of_trainers_are_taken(llama: nn.Module) -> None:
+    expected = families.hidden(llama, input_ids=ids(1, 6))
+    more = {"num_items_in_batch": torch.tensor(3), "output_attentions": False, "output_hidden_states": True}
+    assert torch.equal(families.hidden(llama, input_ids=ids(1, 6), **more), expected)
+
+
+def test_the_message_about_dropout_names_the_models_own_field() -> None:
+    for family, field in (("bert", "attention_probs_dropout_prob"), ("llama", "attention_dropout")):
+        model = families.model(family, NAME, **{field: 0.1})
+        with pytest.raises(ValueError, match=f"got 0.1; load the model with {field}=0"):
+            model(input_ids=ids(1, 6))
+        model.eval()(input_ids=ids(1, 6))
+
+
+def test_models_that_need_more_than_the_soft_mask_are_refused() -> None:
+    moe = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8}
+    cohere = transformers.Cohere2Config(**GQA, sliding_window=4)
+    cases = [
+        (transformers.GptOssConfig(**{**GQA, **LAYERS}, **moe), "s_aux"),
+        (transformers.T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4), "position_bias"),
+        (cohere, "sliding_window: conan_soft_mask has no sliding window, got one of 4 and a sequence of 6 tokens"),
+    ]
+    for config, message in cases:
+        model = built(config, NAME)
+        inputs = {"decoder_input_ids": ids(1, 6)} if config.is_encoder_decoder else {}
+        with pytest.raises(ValueError, match=message):
+            model.eval()(input_ids=ids(1, 6), **inputs)
+
+
+def test_a_window_that_layers_are_not_told_of_is_seen_in_the_mask() -> None:
+    config = transformers.Qwen2MoeConfig(
+        **{**GQA, **LAYERS}, use_sliding_window=True, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8,
+        shared_expert_intermediate_size=8, max_window_layers=1,
+    )  # fmt: skip
+    config.sliding_window = 4
+    with pytest.raises(ValueError, match="got one of 4 and a sequence of 6 tokens"):
+        built(config, NAME)(input_ids=ids(1, 6))
+
+
+def test_chunked_attention_is_refused_where_it_matters() -> None:
+    layer = {"intermediate_size_mlp": 48, "num_local_experts": 1, "num_experts_per_tok": 1, "moe_layers": []}
+    config = transformers.Llama4TextConfig(**GQA, **layer, attention_chunk_size=4, head_dim=8, no_rope_layers=[1, 0])
+    model, own = built(config, NAME), built(config, "sdpa")
+    with pytest.raises(ValueError, match="neither"):
+        model(input_ids=ids(1, 6))
+    short = {"input_ids": ids(1, 4)}
+    torch.testing.assert_close(families.hidden(model, **short), families.hidden(own, **short))
+
+
+def test_cross_attention_is_refused() -> None:
+    model = families.model("bert", NAME, is_decoder=True, add_cross_attention=True)
+    with pytest.raises(ValueError, match="decoders with cross-attention"):
+        model(input_ids=ids(1, 6), encoder_hidden_states=torch.zeros(1, 6, 32).double())
+
+
+def test_generation_from_a_cache_is_refused() -> None:
+    config = families.config("llama")
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+    with pytest.raises(ValueError, match="does not generate from a cache, got 7 keys for 1 queries"):
+        model.generate(ids(1, 6), max_new_tokens=3, do_sample=False)
+
+
+def test_vision_towers_are_bidirectional() -> None:
+    config = transformers.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4
+    )
+    ours, own = (transformers.SiglipVisionModel._from_config(config, attn_implementation=x) for x in (NAME, "sdpa"))
+    own.load_state_dict(ours.state_dict())
+    image = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(families.hidden(ours, pixel_values=image), families.hidden(own, pixel_values=image))
+
+
+def test_multi_head_latent_attention_with_narrower_values() -> None:
+    config = transformers.DeepseekV3Config(
+        **SIZES, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=8, first_k_dense_replace=2, n_routed_experts=2, n_group=1, topk_group=1, num_experts_per_tok=1,
+    )  # fmt: skip
+    batch = {"input_ids": ids(2, 6), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
+    ours, own = (families.hidden(built(config, x), **batch) for x in (NAME, "sdpa"))
+    torch.testing.assert_close(ours[0], own[0])
+    torch.testing.assert_close(ours[1, :4], own[1, :4])
+
+
+def test_is_causal_of_the_call_comes_before_that_of_the_layer(llama: nn.Module) -> None:
+    found = families.hidden(llama, input_ids=ids(1, 6), is_causal=False)
+    assert torch.equal(found, families.hidden(llama, input_ids=ids(1, 6), alpha=1.0))
+
+
+def test_a_mask_with_holes_and_a_row_of_padding(llama: nn.Module) -> None:
+    mask = torch.tensor([[0, 1, 1, 0, 1, 1], [0] * 6, [1] * 6])
+    sequences = [(0, [1, 2, 4, 5]), (2, list(range(6)))]
+    explicit = explicit_attention.register(explicit_attention.mask_of_sequences(3, 6, sequences, 0.4))
+    batch = {"input_ids": ids(3, 6), "attention_mask": mask}
+    ours, expected = (
+        families.hidden(llama, **batch, alpha=0.4),
+        families.hidden(families.model("llama", explicit), **batch),
+    )
+    for row, places in sequences:
+        torch.testing.assert_close(ours[row, places], expected[row, places], rtol=1e-10, atol=1e-10)
+
+
+def test_a_mask_beside_positions_that_begin_anew_is_refused(llama: nn.Module) -> None:
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    for mask in ([1] * 6, [1] * 5 + [0]):
+        with pytest.raises(ValueError, match="attention_mask: got a mask and position_ids that begin anew"):
+            llama(input_ids=ids(1, 6), attention_mask=torch.tensor([mask]), position_ids=positions)
+    padded_left = {
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]]),
+        "position_ids": torch.tensor([[1, 1, 0, 1, 2, 3]]),
+    }
+    llama(input_ids=ids(1, 6), **padded_left)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"attention_mask": torch.tensor([[1] * 6, [0] * 2 + [1] * 4])},
+        {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]])},
+    ],
+)
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_the_layout_is_found_once_per_forward_pass(
+    inputs: dict[str, Tensor], is_causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = families.model("llama", NAME, num_hidden_layers=5, is_causal=is_causal)
+    found = []
+    original = layout._find
+    monkeypatch.setattr(layout, "_find", lambda segments: found.append(segments) or original(segments))
+    for count in (1, 2):
+        model(input_ids=ids(2, 6), **{name: value.clone() for name, value in inputs.items()})
+        assert len(found) == count
+
+
+def test_positions_that_were_overwritten_are_read_again(llama: nn.Module) -> None:
+    """As a static buffer is for every batch."""
+    positions = torch.arange(6)[None].clone()
+    together = families.hidden(llama, input_ids=ids(1, 6), position_ids=positions)
+    positions.copy_(torch.tensor([[0, 1, 2, 0, 1, 2]]))
+    separate = families.hidden(llama, input_ids=ids(1, 6), position_ids=positions)
+    torch.testing.assert_close(separate[:, 3:], families.hidden(llama, input_ids=ids(1, 6)[:, 3:]))
+    assert not torch.allclose(separate, together)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing(use_reentrant: bool) -> None:
+    batch = {"input_ids": ids(2, 6), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
+    gradients = []
+    for checkpointing in (False, True):
+        model = families.model("llama", NAME)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.enable_input_require_grads()
+        families.hidden(model, **batch, alpha=0.3).sum().backward()
+        gradients.append(model.layers[0].self_attn.q_proj.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_compiled_models_are_right_for_every_kind_of_batch(llama: nn.Module) -> None:
+    compiled = torch.compile(llama, backend="aot_eager", fullgraph=True)
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]])
+    for more in ({}, {"attention_mask": mask}, {"position_ids": positions}):
+        batch = {"input_ids": ids(2, 6), "alpha": torch.tensor(0.3), **more}
+        ours, expected = families.hidden(compiled, **batch), families.hidden(llama, **batch)
+        tokens = more.get("attention_mask", torch.ones(2, 6)) != 0
+        torch.testing.assert_close(ours[tokens], expected[tokens])
+    with pytest.raises(RuntimeError, match="begin anew within its sequences"):
+        families.hidden(compiled, input_ids=ids(1, 6), attention_mask=torch.ones(1, 6), position_ids=positions[:1])
