@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from .alpha import attention_layers
 from .mask import NAME
 
-# What config.json says. transformers 5 runs a decoder with `is_causal: false` bidirectionally; 4.x ignores the field and
-# runs it causally without a word. `pruned_heads` is a field that 5 does not have. 4.x wants numbers of layers as its
-# keys while it loads a config, and its error shows the key that is none.
+# What config.json says. transformers 5 runs a decoder with `is_causal: false` bidirectionally; 4.x ignores the field
+# and runs it causally without a word. `pruned_heads` is a field that 5 does not have; 4.x expects numbers of layers as
+# its keys while it loads a config, and its error shows the key that is none.
 BIDIRECTIONAL: dict[str, Any] = {
     "is_causal": False,
     "pruned_heads": {"this model is bidirectional (is_causal=false) and needs transformers 5 or newer": []},
