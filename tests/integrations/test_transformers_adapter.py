@@ -168,6 +168,7 @@ def test_a_mask_beside_positions_that_begin_anew_is_refused(llama: nn.Module) ->
     "inputs",
     [
         {"attention_mask": torch.tensor([[1] * 6, [0] * 2 + [1] * 4])},
+        {"attention_mask": torch.tensor([[1] * 6, [0] * 2 + [1] * 4]), "position_ids": torch.arange(6)[None]},
         {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]])},
     ],
 )
@@ -192,6 +193,21 @@ def test_positions_that_were_overwritten_are_read_again(llama: nn.Module) -> Non
     separate = families.hidden(llama, input_ids=ids(1, 6), position_ids=positions)
     torch.testing.assert_close(separate[:, 3:], families.hidden(llama, input_ids=ids(1, 6)[:, 3:]))
     assert not torch.allclose(separate, together)
+
+
+def test_positions_that_are_none_of_texts_are_refused() -> None:
+    model = families.model("llama", NAME, is_causal=False)
+    for positions in ([0, 0, 0, 0, 0, 0], [0, 2, 4, 1, 3, 5], [5, 4, 3, 2, 1, 0]):
+        with pytest.raises(ValueError, match="position_ids: expected those of texts"):
+            model(input_ids=ids(1, 6), position_ids=torch.tensor([positions]))
+    with pytest.raises(ValueError, match="position_ids must have shape"):
+        families.model("llama", NAME).layers[0](
+            torch.zeros(1, 6, 32).double(), position_ids=torch.zeros(3, 1, 6), position_embeddings=_rope(6)
+        )
+
+
+def _rope(length: int) -> tuple[Tensor, Tensor]:
+    return torch.ones(1, length, 8).double(), torch.zeros(1, length, 8).double()
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

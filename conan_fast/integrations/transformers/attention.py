@@ -12,7 +12,7 @@ from conan_fast.attention.operator import soft_mask_attention, soft_mask_attenti
 from . import layout
 from .alpha import layer_alpha
 from .layout import Layout
-from .mask import NAME, segments_and_window, window_error
+from .mask import NAME, found_in_mask, window_error
 
 # Keywords of a model's call that reach its layers and change nothing in the attention itself.
 HARMLESS = frozenset(
@@ -74,19 +74,18 @@ def attention_forward(
     _check_operands(module, query, key, attention_mask)
     q_BLHD, k_BLHD, v_BLHD = (x.transpose(1, 2) for x in (query, key, value))
     batch_size, length = q_BLHD.shape[:2]
-    attention_mask, window = segments_and_window(attention_mask)
+    mask = found_in_mask(attention_mask)
     if cu_seq_lens_q is not None:
-        found = _given_layout(cu_seq_lens_q, cu_seq_lens_k, max_length_q, attention_mask, batch_size)
-    elif attention_mask is not None:
-        found = layout.of_segments(attention_mask)
-        _check_positions(position_ids, attention_mask)
+        found = _given_layout(cu_seq_lens_q, cu_seq_lens_k, max_length_q, batch_size)
+        if mask.padding and mask.segments is not None and layout.of_segments(mask.segments).tokens is not None:
+            raise ValueError("attention_mask: a batch packed by cu_seq_lens_q has no padding, got a mask with padding")
+    elif mask.segments is not None:
+        found = layout.of_segments(mask.segments, position_ids if mask.padding else None)
     elif position_ids is not None:
-        if position_ids.dim() != 2:
-            _refuse("position_ids", f"positions of shape {list(position_ids.shape)}, expected [batch, length]")
         found = layout.of_positions(position_ids, batch_size)
     else:
         found = Layout(length)
-    for name, size in (("sliding_window", sliding_window), ("sliding window of the mask", window)):
+    for name, size in (("sliding_window", sliding_window), ("sliding window of the mask", mask.window)):
         if size is not None and found.max_seqlen > size:
             raise window_error(name, size, found.max_seqlen)
     alpha = layer_alpha(module, is_causal) if alpha is None else alpha
@@ -149,7 +148,7 @@ def _check_operands(module: nn.Module, query: Tensor, key: Tensor, attention_mas
 
 
 def _given_layout(
-    cu_seq_lens_q: Tensor, cu_seq_lens_k: Tensor | None, max_length_q: int | None, mask: Tensor | None, batch_size: int
+    cu_seq_lens_q: Tensor, cu_seq_lens_k: Tensor | None, max_length_q: int | None, batch_size: int
 ) -> Layout:
     if batch_size != 1:
         raise ValueError(f"cu_seq_lens_q: a packed batch has one row, got {batch_size}")
@@ -159,21 +158,4 @@ def _given_layout(
         raise ValueError(
             f"cu_seq_lens_k must be cu_seq_lens_q, {list(cu_seq_lens_q.shape)}, got {list(cu_seq_lens_k.shape)}"
         )
-    if mask is not None and layout.of_segments(mask).tokens is not None:
-        raise ValueError("attention_mask: a batch packed by cu_seq_lens_q has no padding, got a mask with padding")
     return Layout(int(max_length_q), cu_seq_lens_q.to(torch.int32))
-
-
-def _check_positions(position_ids: Tensor | None, segments_BL: Tensor) -> None:
-    """Positions do not begin anew within what the mask calls one sequence."""
-    if position_ids is None or position_ids.dim() != 2:
-        return
-    wrong = layout.restarts(position_ids, segments_BL)
-    message = (
-        "attention_mask: got a mask and position_ids that begin anew within its sequences; leave the mask out for a "
-        "packed batch"
-    )
-    if torch.compiler.is_compiling():
-        torch._assert_async(~wrong, message)
-    elif bool(wrong):
-        raise ValueError(message)

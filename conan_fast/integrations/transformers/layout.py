@@ -35,20 +35,47 @@ class Layout(NamedTuple):
         return packed.new_zeros(shape).flatten(0, 1).index_copy(0, self.tokens, packed).view(shape)
 
 
-def of_segments(segments_BL: Tensor) -> Layout:
+def of_segments(segments_BL: Tensor, position_ids: Tensor | None = None) -> Layout:
     """The layout of a batch from a mask: 0 (or False) is padding; tokens of a row with one number are a sequence.
 
-    Sequences of a row that has several follow one another.
+    Sequences of a row that has several follow one another. Raises ValueError for position_ids [B or 1, L] that begin
+    anew within a sequence: then the mask says one thing and they another.
     """
-    return _kept(segments_BL, lambda: _find(segments_BL))
+
+    def find() -> Layout:
+        if position_ids is not None and position_ids.dim() == 2:
+            same = (segments_BL[:, 1:] == segments_BL[:, :-1]) & (segments_BL[:, 1:] != 0)
+            _refuse(
+                ((position_ids.diff(dim=1) <= 0) & same).any(),
+                "attention_mask: got a mask and position_ids that begin anew within its sequences; leave the mask out "
+                "for a packed batch",
+            )
+        return _find(segments_BL)
+
+    return _kept(segments_BL, (), find)
 
 
 def of_positions(position_ids: Tensor, batch_size: int) -> Layout:
     """The layout of a batch without a mask: a sequence begins where a position is not its predecessor plus 1.
 
-    position_ids: [B, L], or [1, L] for all rows.
+    position_ids: [B, L], or [1, L] for all rows. Raises ValueError for other shapes, and where they are no positions
+    of texts, which all begin with the same one.
     """
-    return _kept(position_ids, lambda: _find(segments_of_positions(position_ids).expand(batch_size, -1)))
+    if position_ids.dim() != 2:
+        raise ValueError(f"position_ids must have shape [batch, length], got {list(position_ids.shape)}")
+
+    def find() -> Layout:
+        begins = position_ids.diff(dim=1) != 1
+        elsewhere = begins & (position_ids[:, 1:] != position_ids[:, :1])
+        constant = (position_ids == position_ids[:, :1]).all() if position_ids.shape[1] > 2 else elsewhere.any()
+        _refuse(
+            elsewhere.any() | constant,
+            "position_ids: expected those of texts, rising by 1 and beginning anew with each text, got others; if they "
+            "are not positions of tokens, pass attention_mask (1 for each token)",
+        )
+        return _find(segments_of_positions(position_ids).expand(batch_size, -1))
+
+    return _kept(position_ids, (batch_size,), find)
 
 
 def segments_of_positions(position_ids: Tensor) -> Tensor:
@@ -56,20 +83,18 @@ def segments_of_positions(position_ids: Tensor) -> Tensor:
     return torch.nn.functional.pad(position_ids.diff(dim=1) != 1, (1, 0)).cumsum(1) + 1
 
 
-def restarts(position_ids: Tensor, segments_BL: Tensor) -> Tensor:
-    """Whether positions fall, or stay, between neighbouring tokens of one sequence; bool, 0-dim."""
-    same = (segments_BL[:, 1:] == segments_BL[:, :-1]) & (segments_BL[:, 1:] != 0)
-    return ((position_ids.diff(dim=1) <= 0) & same).any()
+def keep(source: Tensor, layout: Layout, *key: int) -> None:
+    """Makes `layout` the one of `source`, for as long as that has the same content."""
+    setattr(source, _ATTRIBUTE, ((_version(source), *key), layout))
 
 
-def _kept(source: Tensor, find: Callable[[], Layout]) -> Layout:
-    """`find()`, once for as long as `source` stays the same tensor with the same content."""
+def _kept(source: Tensor, key: tuple[int, ...], find: Callable[[], Layout]) -> Layout:
     if torch.compiler.is_compiling():
         return find()
     version, layout = getattr(source, _ATTRIBUTE, (None, None))
-    if layout is None or version != _version(source):
+    if layout is None or version != (_version(source), *key):
         layout = find()
-        setattr(source, _ATTRIBUTE, (_version(source), layout))
+        keep(source, layout, *key)
     return layout
 
 
@@ -77,11 +102,18 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version  # tensors of inference mode do not count their changes
 
 
+def _refuse(wrong: Tensor, message: str) -> None:
+    if torch.compiler.is_compiling():
+        torch._assert_async(~wrong, message)
+    elif bool(wrong):
+        raise ValueError(message)
+
+
 def _find(segments_BL: Tensor) -> Layout:
     if torch.compiler.is_compiling():
         return _find_static(segments_BL)
     length = segments_BL.shape[1]
-    segments = segments_BL.to("cpu", torch.int64)  # the one time that a GPU waits
+    segments = segments_BL.to("cpu", torch.int64)  # here a GPU waits
     if bool(segments.all()) and bool((segments == segments[:, :1]).all()):
         return Layout(length)
     tokens = segments.flatten().nonzero().flatten()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
-from .layout import segments_of_positions
+from . import layout
 
 NAME = "conan_soft_mask"
 _ATTRIBUTE = "_conan_fast_mask"
@@ -72,18 +72,42 @@ def create_mask(
     elif parts.packing is not None:
         segments = parts.packing - parts.packing[:, :1] + 1  # from 1
     elif (position_ids := _position_ids_of_the_call(batch_size, q_length)) is not None:
-        segments = segments_of_positions(position_ids).expand(batch_size, -1)
+        found = layout.of_positions(position_ids, batch_size)
+        if found.cu_seqlens is not None:
+            segments = layout.segments_of_positions(position_ids).expand(batch_size, -1)
+            layout.keep(segments, found)
     if not parts.known:
         _check_evaluated(mask_function, segments, (batch_size, q_length), use_vmap, device)
-    if parts.window is None or parts.window >= q_length:
-        return segments
-    # Not all models tell their layers of the window.
-    unknown = segments is None
-    segments = (
-        torch.ones((1, 1), dtype=torch.int64, device=device).expand(batch_size, q_length) if unknown else segments
+    window = parts.window if parts.window is not None and parts.window < q_length else None
+    if segments is None and window is None:
+        return None
+    if segments is not None:
+        mask = segments
+    else:  # a tensor that carries the window: not all models tell their layers of it
+        mask = torch.ones((1, 1), dtype=torch.int64, device=device).expand(batch_size, q_length)
+    setattr(mask, _ATTRIBUTE, Found(segments, window, padding=attention_mask is not None))
+    return mask
+
+
+class Found(NamedTuple):
+    """What a mask says."""
+
+    segments: Tensor | None  # [B, L], see `layout.of_segments`; None: look at position_ids
+    window: int | None = None  # one that some row is longer than
+    padding: bool = True  # segments are the caller's attention_mask, not found in its position_ids
+
+
+def found_in_mask(attention_mask: Tensor | None) -> Found:
+    """What `create_mask` attached; for masks from elsewhere, and where torch.compile traces, the mask itself."""
+    found: Found = getattr(attention_mask, _ATTRIBUTE, Found(attention_mask))
+    return found
+
+
+def window_error(name: str, window: int, longest: int) -> ValueError:
+    return ValueError(
+        f"{name}: {NAME} has no sliding window, got one of {window} and a sequence of {longest} tokens; cut texts to "
+        f"{window} tokens, or load the model with attn_implementation='sdpa'"
     )
-    setattr(segments, _ATTRIBUTE, (None if unknown else segments, parts.window))
-    return segments
 
 
 def _position_ids_of_the_call(batch_size: int, length: int) -> Tensor | None:
@@ -102,18 +126,6 @@ def _position_ids_of_the_call(batch_size: int, length: int) -> Tensor | None:
             break
         frame = frame.f_back
     return None
-
-
-def segments_and_window(attention_mask: Tensor | None) -> tuple[Tensor | None, int | None]:
-    """What `create_mask` found: segments [B, L] (None: see there), and a window that some row is longer than."""
-    return getattr(attention_mask, _ATTRIBUTE, (attention_mask, None))
-
-
-def window_error(name: str, window: int, longest: int) -> ValueError:
-    return ValueError(
-        f"{name}: {NAME} has no sliding window, got one of {window} and a sequence of {longest} tokens; cut texts to "
-        f"{window} tokens, or load the model with attn_implementation='sdpa'"
-    )
 
 
 @cache
