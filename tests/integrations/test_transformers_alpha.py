@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 from torch import Tensor, nn
 
 from conan_fast.integrations.transformers import NAME, mark_bidirectional, register, soft_mask_alpha
@@ -103,6 +104,11 @@ def test_what_cannot_work_is_refused(llama: nn.Module) -> None:
             function(families.model("llama", "sdpa"))
     with pytest.raises(ValueError, match="meta device"):
         soft_mask_alpha(llama.to("meta"))
+    own_attention = transformers.AutoModel.from_config(transformers.BloomConfig(n_layer=1, n_head=2, hidden_size=8))
+    own_attention.config._attn_implementation = NAME
+    own_attention.h[0].self_attention.is_causal, own_attention.h[0].self_attention.config = True, own_attention.config
+    with pytest.raises(ValueError, match="BloomAttention has an attention of its own"):
+        soft_mask_alpha(own_attention)
     two = nn.ModuleList([families.model("llama", NAME), families.model("llama", NAME)])
     for model in two:
         soft_mask_alpha(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -85,12 +86,20 @@ def _attach(model: nn.Module) -> SoftMask:
 
 
 def attention_layers(model: nn.Module) -> list[Any]:
-    """The layers that call our attention: they have `is_causal` and a config with our implementation."""
-    return [
-        x
-        for x in model.modules()
-        if hasattr(x, "is_causal") and getattr(getattr(x, "config", None), "_attn_implementation", None) == NAME
-    ]
+    """The layers that call our attention: they have `is_causal` and a config with our implementation.
+
+    Raises ValueError for one that transformers does not let call another attention than its own.
+    """
+    layers = []
+    for layer in model.modules():
+        if (
+            hasattr(layer, "is_causal")
+            and getattr(getattr(layer, "config", None), "_attn_implementation", None) == NAME
+        ):
+            if "ALL_ATTENTION_FUNCTIONS" not in inspect.unwrap(type(layer).forward).__code__.co_names:
+                raise ValueError(f"model: {type(layer).__name__} has an attention of its own and ignores {NAME}")
+            layers.append(layer)
+    return layers
 
 
 def layer_alpha(layer: Any, is_causal: bool | None) -> float | Tensor:

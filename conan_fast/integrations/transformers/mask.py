@@ -7,6 +7,7 @@ packed sequences or a sliding window. The soft mask replaces "causal or bidirect
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -30,13 +31,14 @@ MaskFunction = Callable[..., Any]
 
 def create_mask(
     batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int | Tensor = 0,
+    q_length: int | None = None,
+    kv_length: int = 0,
+    q_offset: Any = 0,
     kv_offset: int = 0,
     mask_function: MaskFunction = masking_utils.causal_mask_function,
     attention_mask: Tensor | None = None,
     *,
+    cache_position: Tensor | None = None,
     local_size: int | None = None,
     use_vmap: bool = False,
     device: Any = None,
@@ -48,6 +50,7 @@ def create_mask(
 
     Args:
         attention_mask: bool [B, L], True for tokens, or None.
+        cache_position: [q_length], in place of q_length, q_offset and device in early releases of transformers 5.
         local_size: the window or chunk of the mask function; read from that itself unless torch.compile traces.
         use_vmap: the mask function has parts that the model made itself.
 
@@ -55,7 +58,10 @@ def create_mask(
         ValueError: for a cache, and for a mask function that is more than causal or bidirectional, packing, padding
             and a window.
     """
-    if kv_length != q_length or isinstance(q_offset, Tensor) or q_offset or kv_offset:
+    if q_length is None or device is None:
+        assert cache_position is not None
+        q_length, device = cache_position.shape[0], cache_position.device
+    if kv_length != q_length or kv_offset:
         raise ValueError(
             f"past_key_values: {NAME} does not generate from a cache, got {kv_length} keys for {q_length} queries; "
             "load the model with attn_implementation='sdpa' for that"
@@ -191,9 +197,12 @@ def _check_evaluated(
 ) -> None:
     """The mask, evaluated, is causal or bidirectional within each sequence."""
     batch_size, length = shape
+    queries: dict[str, Any] = {"q_length": length, "device": device}
+    if "cache_position" in inspect.signature(masking_utils.sdpa_mask).parameters:
+        queries = {"cache_position": torch.arange(length, device=device)}
     mask = masking_utils.sdpa_mask(
-        batch_size=batch_size, q_length=length, kv_length=length, mask_function=mask_function,
-        allow_is_causal_skip=False, use_vmap=use_vmap, device=device,
+        batch_size=batch_size, kv_length=length, mask_function=mask_function, allow_is_causal_skip=False,
+        use_vmap=use_vmap, **queries,
     )  # fmt: skip
     assert mask is not None  # [B, 1, L, L]: nothing is skipped
     mask_BLL = mask[:, 0]
