@@ -9,8 +9,10 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import masking_utils
 
-from conan_fast.integrations.transformers import NAME, layout, register
+from conan_fast.integrations.transformers import NAME, layout, mark_bidirectional, register, soft_mask_alpha
+from conan_fast.integrations.transformers.attention import attention_forward
 from tests.support import explicit_attention, families
 from tests.support.families import GQA, LAYERS, SIZES
 
@@ -100,7 +102,112 @@ def test_chunked_attention_is_refused_where_it_matters() -> None:
     torch.testing.assert_close(families.hidden(model, **short), families.hidden(own, **short))
 
 
+def test_models_with_an_attention_of_their_own_are_refused_when_they_are_built() -> None:
+    for config in (transformers.BloomConfig(), transformers.MPNetConfig(), transformers.DebertaV2Config()):
+        with pytest.raises(ValueError, match="has an attention of its own"), torch.device("meta"):
+            transformers.AutoModel.from_config(config, attn_implementation=NAME)
+
+
+def test_keywords_that_a_model_does_not_pass_to_its_layers_are_refused() -> None:
+    model = built(transformers.StableLmConfig(**GQA), NAME)
+    for keyword in ({"alpha": 0.3}, {"is_causal": False}):
+        with pytest.raises(ValueError, match=f"{next(iter(keyword))}: the model does not pass it to StableLmAttention"):
+            model(input_ids=ids(1, 6), **keyword)
+    with pytest.raises(ValueError, match="cu_seq_lens_q: the model does not pass it"):
+        model(input_ids=ids(1, 6), cu_seq_lens_q=torch.tensor([0, 3, 6], dtype=torch.int32), max_length_q=3)
+    causal = families.hidden(model, input_ids=ids(1, 6))
+    soft_mask_alpha(model, 1.0)
+    assert not torch.allclose(families.hidden(model, input_ids=ids(1, 6)), causal)
+    with pytest.raises(ValueError, match="does not pass is_causal on to its attention"):
+        mark_bidirectional(model)
+
+
+def test_towers_for_images_stay_bidirectional() -> None:
+    text = transformers.Qwen2Config(**GQA)
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=59,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    ours, own = built(config, NAME), built(config, "sdpa")
+    tokens = torch.cat([torch.full((1, 16), 59), torch.arange(3, 9)[None]], 1)
+    batch = {"input_ids": tokens, "pixel_values": torch.randn(1, 3, 16, 16).double()}
+    expected = families.hidden(own.eval(), **batch)
+    for alpha in ({}, {"alpha": 0.0}):
+        torch.testing.assert_close(families.hidden(ours.eval(), **batch, **alpha), expected)
+    soft_mask_alpha(ours, 0.0)
+    torch.testing.assert_close(families.hidden(ours, **batch), expected)
+    soft_mask_alpha(ours, 0.5)
+    assert not torch.allclose(families.hidden(ours, **batch), expected)
+
+
+def test_a_mask_that_contradicts_the_layers_is_refused() -> None:
+    """Here all tokens belong to one image, so that the model's own mask is bidirectional."""
+    model = families.model("gemma3", NAME)
+    block = {"block_sequence_ids": torch.zeros(1, 6, dtype=torch.int64)}
+    arguments = {"inputs_embeds": torch.zeros(1, 6, 32), "attention_mask": None, "past_key_values": None}
+    mask = masking_utils.create_causal_mask(model.config, **arguments, **block)
+    attention = model.layers[1].self_attn
+    with pytest.raises(ValueError, match="is causal, and the mask of this batch bidirectional; pass alpha"):
+        attention(torch.zeros(1, 6, 32).double(), attention_mask=mask, position_embeddings=_rope(6))
+
+
+def test_holes_in_the_mask_count_for_a_window() -> None:
+    model = families.model("mistral", NAME, sliding_window=8)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 1, 1, 1]])
+    with pytest.raises(ValueError, match="got one of 8 and a sequence of 10 tokens"):
+        model(input_ids=ids(1, 10), attention_mask=mask)
+
+
+def test_layers_that_do_not_separate_packed_texts_are_refused() -> None:
+    config = transformers.Lfm2Config(**GQA, full_attn_idxs=[1])
+    model = built(config, NAME)
+    families.hidden(model, input_ids=ids(2, 6))
+    with pytest.raises(ValueError, match="packed texts: conan_soft_mask does not support models whose other layers"):
+        model(input_ids=ids(1, 6), position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
+
+
+def test_lengths_of_packed_texts_that_contradict_each_other_are_refused(llama: nn.Module) -> None:
+    lengths = torch.tensor([0, 3, 6], dtype=torch.int32)
+    cases: list[tuple[dict[str, Any], type, str]] = [
+        (
+            {"cu_seq_lens_q": lengths, "cu_seq_lens_k": torch.tensor([0, 2, 6]), "max_length_q": 3},
+            RuntimeError,
+            "must equal",
+        ),
+        (
+            {"cu_seq_lens_q": lengths, "cu_seq_lens_k": torch.tensor([0, 6]), "max_length_q": 3},
+            ValueError,
+            "must equal",
+        ),
+        ({"cu_seq_lens_q": lengths.float(), "max_length_q": 3}, TypeError, "must be int32 or int64, got torch.float32"),
+        ({"cu_seq_lens_k": lengths}, ValueError, "cu_seq_lens_q: goes with"),
+        ({"max_length_q": 3}, ValueError, "cu_seq_lens_q: goes with"),
+    ]
+    for keywords, error, message in cases:
+        with pytest.raises(error, match=message):
+            llama(input_ids=ids(1, 6), **keywords)
+
+
+def test_values_wider_than_queries_are_refused(llama: nn.Module) -> None:
+    q, v = torch.zeros(1, 2, 6, 8), torch.zeros(1, 2, 6, 16)
+    with pytest.raises(ValueError, match=r"values wider \(16\) than queries \(8\)"):
+        attention_forward(llama.layers[0].self_attn, q, q, v, None)
+
+
 def test_cross_attention_is_refused() -> None:
+    q_former = transformers.Blip2QFormerConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+        encoder_hidden_size=32, cross_attention_frequency=1, attention_probs_dropout_prob=0, hidden_dropout_prob=0,
+    )  # fmt: skip
+    former = transformers.Blip2QFormerModel._from_config(q_former, attn_implementation=NAME)
+    with pytest.raises(ValueError, match="decoders with cross-attention"):
+        former(query_embeds=torch.zeros(1, 6, 32), encoder_hidden_states=torch.zeros(1, 6, 32))
     model = families.model("bert", NAME, is_decoder=True, add_cross_attention=True)
     with pytest.raises(ValueError, match="decoders with cross-attention"):
         model(input_ids=ids(1, 6), encoder_hidden_states=torch.zeros(1, 6, 32).double())
@@ -200,7 +307,7 @@ def test_positions_that_are_none_of_texts_are_refused() -> None:
     for positions in ([0, 0, 0, 0, 0, 0], [0, 2, 4, 1, 3, 5], [5, 4, 3, 2, 1, 0]):
         with pytest.raises(ValueError, match="position_ids: expected those of texts"):
             model(input_ids=ids(1, 6), position_ids=torch.tensor([positions]))
-    with pytest.raises(ValueError, match="position_ids must have shape"):
+    with pytest.raises(ValueError, match="by axis of an image"):
         families.model("llama", NAME).layers[0](
             torch.zeros(1, 6, 32).double(), position_ids=torch.zeros(3, 1, 6), position_embeddings=_rope(6)
         )
@@ -233,5 +340,18 @@ def test_compiled_models_are_right_for_every_kind_of_batch(llama: nn.Module) -> 
         ours, expected = families.hidden(compiled, **batch), families.hidden(llama, **batch)
         tokens = more.get("attention_mask", torch.ones(2, 6)) != 0
         torch.testing.assert_close(ours[tokens], expected[tokens])
+    for family in ("modernbert", "distilbert"):  # whose layers do not get position_ids
+        if family == "distilbert":
+            encoder = built(
+                transformers.DistilBertConfig(vocab_size=60, dim=32, n_heads=4, hidden_dim=48, n_layers=1), NAME
+            )
+        else:
+            encoder = families.model(family, NAME)
+        compiled_encoder = torch.compile(encoder.eval(), backend="aot_eager")
+        for more in ({}, {"position_ids": positions[:1]}):
+            with pytest.raises(ValueError, match=r"under torch\.compile pass one, 1 for every token"):
+                families.hidden(compiled_encoder, input_ids=ids(1, 6), **more)
+        ones = {"input_ids": ids(1, 6), "attention_mask": torch.ones(1, 6)}
+        torch.testing.assert_close(families.hidden(compiled_encoder, **ones), families.hidden(encoder, **ones))
     with pytest.raises(RuntimeError, match="begin anew within its sequences"):
         families.hidden(compiled, input_ids=ids(1, 6), attention_mask=torch.ones(1, 6), position_ids=positions[:1])

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import transformers
 from torch import Tensor, nn
 
 from conan_fast.integrations.transformers import NAME, mark_bidirectional, register, soft_mask_alpha
@@ -29,7 +28,9 @@ def out(model: nn.Module, **more: float) -> Tensor:
 
 def test_it_is_read_and_set(llama: nn.Module) -> None:
     causal = out(llama)
-    alpha = soft_mask_alpha(llama)
+    assert float(soft_mask_alpha(llama)) == 0.0  # reading changes nothing
+    assert torch.equal(out(llama, is_causal=False), out(llama, alpha=1.0))
+    alpha = soft_mask_alpha(llama, 0.0)
     assert alpha.shape == () and float(alpha) == 0.0
     for value in (0.3, torch.tensor(0.7), 1):
         assert soft_mask_alpha(llama, value) is alpha
@@ -94,23 +95,32 @@ def test_two_forward_passes_of_ddp_before_a_backward_pass(llama: nn.Module, tmp_
         dist.destroy_process_group()
 
 
+def test_every_layer_reads_it(llama: nn.Module) -> None:
+    soft_mask_alpha(llama.layers[0], 0.3)
+    soft_mask_alpha(llama, 0.9)
+    assert torch.equal(out(llama), out(llama, alpha=float(torch.tensor(0.9))))
+    llama.layers[1] = families.model("llama", NAME).layers[1]
+    soft_mask_alpha(llama, 0.5)
+    assert torch.equal(out(llama), out(llama, alpha=0.5))
+    other = families.model("llama", NAME)
+    soft_mask_alpha(other, 0.5)
+    other.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="no layer for tokens uses conan_soft_mask"):
+        soft_mask_alpha(other, 0.5)
+
+
 def test_what_cannot_work_is_refused(llama: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 2"):
         soft_mask_alpha(llama, 2)
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got nan"):
         soft_mask_alpha(llama, torch.tensor(float("nan")))
     for function in (soft_mask_alpha, mark_bidirectional):
-        with pytest.raises(ValueError, match="no layer uses conan_soft_mask"):
+        with pytest.raises(ValueError, match="no layer for tokens uses conan_soft_mask"):
             function(families.model("llama", "sdpa"))
     with pytest.raises(ValueError, match="meta device"):
         soft_mask_alpha(llama.to("meta"))
-    own_attention = transformers.AutoModel.from_config(transformers.BloomConfig(n_layer=1, n_head=2, hidden_size=8))
-    own_attention.config._attn_implementation = NAME
-    own_attention.h[0].self_attention.is_causal, own_attention.h[0].self_attention.config = True, own_attention.config
-    with pytest.raises(ValueError, match="BloomAttention has an attention of its own"):
-        soft_mask_alpha(own_attention)
     two = nn.ModuleList([families.model("llama", NAME), families.model("llama", NAME)])
     for model in two:
-        soft_mask_alpha(model)
+        soft_mask_alpha(model, 0.5)
     with pytest.raises(ValueError, match="one alpha, got 2"):
         soft_mask_alpha(two)

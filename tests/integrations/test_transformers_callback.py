@@ -180,5 +180,5 @@ def test_wrong_arguments_and_models(start: Path, tmp_path: Path) -> None:
             SoftMaskCallback(**arguments)
     trainer = pair_trainer(start, tmp_path, SoftMaskCallback())
     trainer.model.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match="no layer uses conan_soft_mask"):
+    with pytest.raises(ValueError, match="no layer for tokens uses conan_soft_mask"):
         trainer.train()

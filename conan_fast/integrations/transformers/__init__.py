@@ -7,7 +7,11 @@
 Batches may be padded (a 2-D attention_mask) or packed (cu_seq_lens_q and max_length_q, or position_ids that restart).
 """
 
-from transformers import AttentionInterface
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from .alpha import soft_mask_alpha
@@ -20,7 +24,27 @@ __all__ = ["NAME", "SoftMaskCallback", "mark_bidirectional", "register", "soft_m
 
 
 def register() -> str:
-    """Make `NAME` known to transformers; may be called more than once. Returns the name."""
+    """Make `NAME` known to transformers; may be called more than once. Returns the name.
+
+    A model whose class has an attention of its own, which no implementation replaces, raises ValueError when it is
+    built with `NAME`: transformers itself would build it, and use that attention with a mask made for ours.
+    """
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, create_mask)
+    method = PreTrainedModel.get_correct_attn_implementation
+    if not hasattr(method, "__wrapped__"):
+        setattr(PreTrainedModel, method.__name__, _refusing(method))
     return NAME
+
+
+def _refusing(method: Callable[..., str]) -> Callable[..., str]:
+    @functools.wraps(method)
+    def get_correct_attn_implementation(self: PreTrainedModel, requested: str | None, *args: Any, **kwargs: Any) -> str:
+        if requested == NAME and not self._can_set_attn_implementation():
+            raise ValueError(
+                f"{type(self).__name__} has an attention of its own, which {NAME} cannot replace; load the model "
+                "without attn_implementation"
+            )
+        return method(self, requested, *args, **kwargs)
+
+    return get_correct_attn_implementation

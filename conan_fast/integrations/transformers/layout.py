@@ -20,6 +20,7 @@ class Layout(NamedTuple):
     """A batch [B, L] as packed sequences. All tensors are on the batch's device."""
 
     max_seqlen: int  # at least the longest sequence; exactly that unless torch.compile traces
+    reach: int  # at least the places from the first to the last token of a sequence: more than its tokens with holes
     cu_seqlens: Tensor | None = None  # int32 [S + 1] of the packed tokens; None: every row is one sequence
     tokens: Tensor | None = None  # int64 [T], the packed tokens' places in the flattened batch; None: all in order
 
@@ -43,7 +44,7 @@ def of_segments(segments_BL: Tensor, position_ids: Tensor | None = None) -> Layo
     """
 
     def find() -> Layout:
-        if position_ids is not None and position_ids.dim() == 2:
+        if position_ids is not None:
             same = (segments_BL[:, 1:] == segments_BL[:, :-1]) & (segments_BL[:, 1:] != 0)
             _refuse(
                 ((position_ids.diff(dim=1) <= 0) & same).any(),
@@ -78,6 +79,14 @@ def of_positions(position_ids: Tensor, batch_size: int) -> Layout:
     return _kept(position_ids, (batch_size,), find)
 
 
+def refuse_restarts(position_ids: Tensor) -> None:
+    """Raises ValueError for positions by axis of an image, [axes, B, L], of packed texts."""
+    _refuse(
+        (position_ids[0, :, 1:] < position_ids[0, :, :1] + 1).any(),
+        "position_ids: packed texts with positions by axis of an image are not supported; pad them",
+    )
+
+
 def segments_of_positions(position_ids: Tensor) -> Tensor:
     """[B, L], from 1 in each row: the number of the sequence that a token belongs to."""
     return torch.nn.functional.pad(position_ids.diff(dim=1) != 1, (1, 0)).cumsum(1) + 1
@@ -94,7 +103,8 @@ def _kept(source: Tensor, key: tuple[int, ...], find: Callable[[], Layout]) -> L
     version, layout = getattr(source, _ATTRIBUTE, (None, None))
     if layout is None or version != (_version(source), *key):
         layout = find()
-        keep(source, layout, *key)
+        if key == () or not source.is_inference():  # masks are made for each pass; position_ids may be overwritten
+            keep(source, layout, *key)
     return layout
 
 
@@ -115,13 +125,15 @@ def _find(segments_BL: Tensor) -> Layout:
     length = segments_BL.shape[1]
     segments = segments_BL.to("cpu", torch.int64)  # here a GPU waits
     if bool(segments.all()) and bool((segments == segments[:, :1]).all()):
-        return Layout(length)
+        return Layout(length, length)
     tokens = segments.flatten().nonzero().flatten()
     starts = _is_start(tokens, segments.flatten()[tokens], length).nonzero().flatten()
     cu_seqlens = torch.cat([starts, torch.tensor([len(tokens)])])
     device = segments_BL.device
+    reach = tokens[cu_seqlens[1:] - 1] - tokens[starts] + 1
     return Layout(
         max_seqlen=int(cu_seqlens.diff().amax()) if len(starts) else 0,
+        reach=int(reach.amax()) if len(starts) else 0,
         cu_seqlens=cu_seqlens.to(device, torch.int32),
         tokens=None if len(tokens) == segments.numel() else tokens.to(device),
     )
@@ -134,7 +146,7 @@ def _find_static(segments_BL: Tensor) -> Layout:
     starts = _is_start(tokens, segment, segments_BL.shape[1]) | (segment == 0)
     places = torch.arange(flat.shape[0] + 1, device=flat.device)
     cu_seqlens = torch.searchsorted(starts.cumsum(0) - 1, places).to(torch.int32)
-    return Layout(segments_BL.shape[1], cu_seqlens, tokens)
+    return Layout(segments_BL.shape[1], segments_BL.shape[1], cu_seqlens, tokens)
 
 
 def _is_start(tokens: Tensor, segment: Tensor, length: int) -> Tensor:

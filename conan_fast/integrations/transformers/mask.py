@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
 
 from . import layout
 
 NAME = "conan_soft_mask"
+TRACKED = ("alpha", "is_causal", "cu_seq_lens_q")  # keywords that a layer must not miss
+UNKNOWN = torch.int8  # dtype of a mask while torch.compile traces: packed or not, that stands in position_ids
 _ATTRIBUTE = "_conan_fast_mask"
 _NEITHER = (
     f"{NAME} replaces a causal or bidirectional mask, got one that is neither (a window, chunks, blocks, images?); "
@@ -43,10 +45,8 @@ def create_mask(
     use_vmap: bool = False,
     device: Any = None,
     **_: Any,  # dtype, config, and what may be skipped by sdpa
-) -> Tensor | None:
-    """What every layer gets as its attention_mask: segments [B, L] (see `layout.of_segments`), or None.
-
-    None says that nothing is padded and no packing was found; the layers then look at their position_ids.
+) -> Tensor:
+    """What every layer gets as its attention_mask: segments [B, L] (see `layout.of_segments`), and what was found.
 
     Args:
         attention_mask: bool [B, L], True for tokens, or None.
@@ -62,36 +62,40 @@ def create_mask(
         assert cache_position is not None
         q_length, device = cache_position.shape[0], cache_position.device
     if kv_length != q_length or kv_offset:
+        if attention_mask is not None and kv_offset == 0 and attention_mask.shape[1] == kv_length:
+            raise ValueError(
+                f"attention_mask: got {kv_length} positions for {q_length} tokens; {NAME} expects one per token, and "
+                "does not generate from a cache; load the model with attn_implementation='sdpa' for that"
+            )
         raise ValueError(
             f"past_key_values: {NAME} does not generate from a cache, got {kv_length} keys for {q_length} queries; "
             "load the model with attn_implementation='sdpa' for that"
         )
+    shape = batch_size, q_length
     if torch.compiler.is_compiling():
         if local_size is not None and q_length > local_size:
             raise window_error("the attention mask", local_size, q_length)
-        _check_traced(mask_function, (batch_size, q_length), use_vmap, device)
-        return attention_mask
-    parts = _read(mask_function)
-    segments = None
+        return _traced_mask(mask_function, attention_mask, shape, use_vmap, device)
+    parts, call = _read(mask_function), Call.of_the_model(shape)
+    segments, position_ids = None, call.position_ids
     if attention_mask is not None:
         segments = attention_mask.to(torch.int64)
+        layout.of_segments(segments, position_ids)
     elif parts.packing is not None:
         segments = parts.packing - parts.packing[:, :1] + 1  # from 1
-    elif (position_ids := _position_ids_of_the_call(batch_size, q_length)) is not None:
+    elif position_ids is not None:
         found = layout.of_positions(position_ids, batch_size)
         if found.cu_seqlens is not None:
             segments = layout.segments_of_positions(position_ids).expand(batch_size, -1)
             layout.keep(segments, found)
+    causal = parts.causal
     if not parts.known:
-        _check_evaluated(mask_function, segments, (batch_size, q_length), use_vmap, device)
-    window = parts.window if parts.window is not None and parts.window < q_length else None
-    if segments is None and window is None:
-        return None
-    if segments is not None:
-        mask = segments
-    else:  # a tensor that carries the window: not all models tell their layers of it
-        mask = torch.ones((1, 1), dtype=torch.int64, device=device).expand(batch_size, q_length)
-    setattr(mask, _ATTRIBUTE, Found(segments, window, padding=attention_mask is not None))
+        causal = _evaluated(mask_function, segments, shape, use_vmap, device)
+    mask = segments
+    if mask is None:  # a tensor that carries what was found
+        mask = torch.ones((1, 1), dtype=torch.int64, device=device).expand(shape)
+    padding = attention_mask is not None
+    setattr(mask, _ATTRIBUTE, Found(segments, parts.window, padding, causal, call.keywords))
     return mask
 
 
@@ -99,13 +103,19 @@ class Found(NamedTuple):
     """What a mask says."""
 
     segments: Tensor | None  # [B, L], see `layout.of_segments`; None: look at position_ids
-    window: int | None = None  # one that some row is longer than
+    window: int | None = None  # how many tokens a token sees to one side, itself included
     padding: bool = True  # segments are the caller's attention_mask, not found in its position_ids
+    causal: bool | None = None  # what alpha replaces; None: either, or not known
+    keywords: frozenset[str] = frozenset()  # of the model's call, which the layers have to get as well
+    traced: bool = False  # torch.compile traced the mask, and only position_ids show whether texts are packed
+    complete: bool = True  # False: a mask from elsewhere, or one that lost what was found by being copied
 
 
 def found_in_mask(attention_mask: Tensor | None) -> Found:
     """What `create_mask` attached; for masks from elsewhere, and where torch.compile traces, the mask itself."""
-    found: Found = getattr(attention_mask, _ATTRIBUTE, Found(attention_mask))
+    if attention_mask is not None and attention_mask.dtype == UNKNOWN:
+        return Found(None, traced=True)
+    found: Found = getattr(attention_mask, _ATTRIBUTE, Found(attention_mask, complete=False))
     return found
 
 
@@ -116,22 +126,38 @@ def window_error(name: str, window: int, longest: int) -> ValueError:
     )
 
 
-def _position_ids_of_the_call(batch_size: int, length: int) -> Tensor | None:
-    """position_ids [B or 1, L] of the model's forward method, which calls transformers, which calls `create_mask`.
+class Call(NamedTuple):
+    """What the model was called with, as far as its layers may not get it."""
 
-    Where a model is bidirectional, transformers does not look for packed texts in position_ids, and not all models pass
-    them to their layers (ModernBERT does not). Without this look into the callers' variables, texts would see each
-    other and nothing would say so.
-    """
-    frame = sys._getframe(2)
-    for _ in range(4):
-        found = frame.f_locals.get("position_ids")
-        if isinstance(found, Tensor) and found.dim() == 2 and found.shape[0] in (1, batch_size):
-            return found if found.shape[1] == length else None
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return None
+    position_ids: Tensor | None  # [B or 1, L]
+    keywords: frozenset[str]
+
+    @staticmethod
+    def of_the_model(shape: tuple[int, int]) -> Call:
+        """Read from the variables of the forward methods that lead here: they call transformers, which calls us.
+
+        Where a model is bidirectional, transformers does not look for packed texts in position_ids, and not all models
+        pass them to their layers (ModernBERT does not), nor all keywords (StableLM passes none). Without this look,
+        texts would see each other, or alpha would be ignored, and nothing would say so.
+        """
+        position_ids, keywords, frame = None, set(), sys._getframe(2)
+        for _ in range(16):
+            if isinstance(frame.f_locals.get("self"), PreTrainedModel):
+                if position_ids is None:
+                    position_ids = frame.f_locals.get("position_ids")
+                given = frame.f_locals.get("kwargs") or {}
+                keywords |= {name for name in TRACKED if given.get(name) is not None}
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        if not isinstance(position_ids, Tensor) or position_ids.shape[-1] != shape[1]:
+            position_ids = None
+        elif position_ids.dim() == 3:  # by axis of an image
+            layout.refuse_restarts(position_ids)
+            position_ids = None
+        elif position_ids.dim() != 2 or position_ids.shape[0] not in (1, shape[0]):
+            position_ids = None
+        return Call(position_ids, frozenset(keywords))
 
 
 @cache
@@ -152,9 +178,10 @@ def _codes() -> dict[str, CodeType]:
 
 
 class Parts(NamedTuple):
-    """What a mask function consists of besides "causal" or "bidirectional"."""
+    """What a mask function consists of."""
 
     known: bool = True  # False: of something else, too
+    causal: bool | None = None
     packing: Tensor | None = None  # [B, L], the numbers of packed sequences
     window: int | None = None  # how many tokens a token sees to one side, itself included
 
@@ -169,7 +196,9 @@ def _read(mask_function: MaskFunction) -> Parts:
             parts = parts._replace(window=_variables(function)["sliding_window"])
         elif code is codes["bidirectional window"]:
             parts = parts._replace(window=_variables(function)["sliding_window"] + 1)
-        elif function not in (masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function):
+        elif function in (masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function):
+            parts = parts._replace(causal=function is masking_utils.causal_mask_function)
+        else:
             parts = parts._replace(known=False)
     return parts
 
@@ -192,10 +221,10 @@ def _variables(function: MaskFunction) -> dict[str, Any]:
     return {name: cell.cell_contents for name, cell in zip(names, cells, strict=True)}
 
 
-def _check_evaluated(
+def _evaluated(
     mask_function: MaskFunction, segments: Tensor | None, shape: tuple[int, int], use_vmap: bool, device: Any
-) -> None:
-    """The mask, evaluated, is causal or bidirectional within each sequence."""
+) -> bool | None:
+    """Whether the mask, evaluated, is causal within each sequence, or bidirectional (False), or both (None)."""
     batch_size, length = shape
     queries: dict[str, Any] = {"q_length": length, "device": device}
     if "cache_position" in inspect.signature(masking_utils.sdpa_mask).parameters:
@@ -207,14 +236,18 @@ def _check_evaluated(
     assert mask is not None  # [B, 1, L, L]: nothing is skipped
     mask_BLL = mask[:, 0]
     if segments is None:
-        segments = torch.ones((batch_size, length), dtype=torch.int64, device=mask_BLL.device)
+        segments = torch.ones(shape, dtype=torch.int64, device=mask_BLL.device)
     within = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0)
-    causal = torch.ones((length, length), dtype=torch.bool, device=mask_BLL.device).tril()
-    if not any(bool(((mask_BLL == base) | ~within).all()) for base in (causal, torch.ones_like(causal))):
+    lower = torch.ones((length, length), dtype=torch.bool, device=mask_BLL.device).tril()
+    causal, bidirectional = (bool(((mask_BLL == base) | ~within).all()) for base in (lower, torch.ones_like(lower)))
+    if not (causal or bidirectional):
         raise ValueError(f"attention mask: {_NEITHER}")
+    return None if causal and bidirectional else causal
 
 
-def _check_traced(mask_function: MaskFunction, shape: tuple[int, int], use_vmap: bool, device: Any) -> None:
+def _traced_mask(
+    mask_function: MaskFunction, mask: Tensor | None, shape: tuple[int, int], use_vmap: bool, device: Any
+) -> Tensor:
     """The same as far as it can be done while torch.compile traces, where no tensor's value is known."""
     if use_vmap:
         raise ValueError(
@@ -223,5 +256,12 @@ def _check_traced(mask_function: MaskFunction, shape: tuple[int, int], use_vmap:
         )
     batch_size, length = shape
     rows, tokens = torch.arange(batch_size, device=device)[:, None], torch.arange(length - 1, device=device)[None]
-    following = mask_function(rows, torch.zeros_like(rows), tokens, tokens + 1)  # may a token see the next one?
+    heads = torch.zeros_like(rows)
+    following = mask_function(rows, heads, tokens, tokens + 1)  # may a token see the next one?
     torch._assert_async(following.all() | ~following.any(), f"attention mask: {_NEITHER}")  # without text it is dropped
+    if mask is not None:
+        return mask
+    if mask_function is masking_utils.bidirectional_mask_function:  # transformers does not look for packed texts then
+        return torch.ones(shape, dtype=UNKNOWN, device=device)
+    begins = ~mask_function(rows, heads, tokens + 1, tokens).expand(batch_size, -1)
+    return torch.nn.functional.pad(begins, (1, 0)).cumsum(1) + 1
