@@ -1,0 +1,39 @@
+"""Texts without padding for a SentenceTransformer with our attention."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import transformers.modeling_flash_attention_utils as flash
+import transformers.utils.generic as generic
+
+from ..transformers import NAME
+
+
+def unpad_inputs(model: Any) -> None:
+    """Makes a SentenceTransformer flatten texts into one row without padding (its `unpad_inputs`).
+
+    sentence-transformers does so by itself only for attention implementations with "flash" in their name.
+    model: a SentenceTransformer loaded with model_kwargs={"attn_implementation": "conan_soft_mask"}.
+    Raises ValueError for another attention implementation, and for a model that sentence-transformers cannot flatten.
+    """
+    module = model[0]
+    implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if implementation != NAME:
+        raise ValueError(f"unpad_inputs needs a model with attn_implementation={NAME!r}, got {implementation!r}")
+    functions = (None, _unused, None, None, None), (None, None)
+    with (
+        mock.patch.object(generic, "is_flash_attention_requested", lambda *_, **__: True),
+        mock.patch.object(flash, "lazy_import_flash_attention", lambda *_, **__: functions),
+    ):
+        module.unpad_inputs = None  # decided by sentence-transformers, which looks at the model
+    if not getattr(module, "can_flatten_inputs", False):
+        raise ValueError(
+            "unpad_inputs: sentence-transformers cannot flatten the inputs of this model; expected version 5.4 or "
+            "newer and a text model that returns token embeddings"
+        )
+
+
+def _unused() -> None:
+    """Stands for a flash-attention function that takes sequences without padding."""
