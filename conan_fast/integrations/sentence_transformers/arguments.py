@@ -60,3 +60,9 @@ def matryoshka(
         raise ValueError(f"matryoshka_dims must not repeat, got {list(dims)}")
     checked = MatryoshkaLoss(model, nn.Module(), dims, weights)
     return list(checked.matryoshka_dims), [float(weight) for weight in checked.matryoshka_weights]
+
+
+def matryoshka_citation(dims: Sequence[int] | None) -> str:
+    """That of MatryoshkaLoss where there are dims."""
+    stock: Any = MatryoshkaLoss
+    return "" if dims is None else str(stock.citation.fget(None))  # a property that uses no attribute

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...contrastive.cosent import cosent
 from . import stock
-from .arguments import matryoshka, refuse_unsupported
+from .arguments import matryoshka, matryoshka_citation, refuse_unsupported
 
 
 class CoSENTLoss(stock.CoSENTLoss):
@@ -53,3 +53,8 @@ class CoSENTLoss(stock.CoSENTLoss):
         """For the model card."""
         dims = {"matryoshka_dims": self.matryoshka_dims, "matryoshka_weights": self.matryoshka_weights}
         return {**super().get_config_dict(), **dims}
+
+    @property
+    def citation(self) -> str:
+        """For the model card."""
+        return str(super().citation) + matryoshka_citation(self.matryoshka_dims)

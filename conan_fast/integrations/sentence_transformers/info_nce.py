@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...contrastive.info_nce import info_nce
 from . import stock
-from .arguments import matryoshka, refuse_unsupported
+from .arguments import matryoshka, matryoshka_citation, refuse_unsupported
 from .text_ids import text_ids
 
 _COSINES = [stock.cos_sim, stock.pytorch_cos_sim]
@@ -77,6 +77,11 @@ class _FusedInfoNCE:
         added = ("matryoshka_dims", "matryoshka_weights", "mask_duplicates")
         stock_config: dict[str, Any] = super().get_config_dict()  # type: ignore[misc]
         return {**stock_config, **{name: getattr(self, name) for name in added}}
+
+    @property
+    def citation(self) -> str:
+        """For the model card."""
+        return super().citation + matryoshka_citation(self.matryoshka_dims)  # type: ignore[misc]
 
 
 def _candidates(columns: Sequence[Tensor], own: slice) -> tuple[Tensor, Tensor | None]:
