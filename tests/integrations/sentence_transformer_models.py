@@ -9,7 +9,7 @@ DIM = 16
 WORDS = [f"w{i}" for i in range(40)]
 
 
-def _tokenizer():
+def small_tokenizer():
     words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -37,7 +37,7 @@ def small_model(folder, architecture="bert", dropout=0.1, **options):
     """Mean pooling over a model of two layers with seed 0, on the CPU; written to `folder` and loaded from there."""
     torch.manual_seed(0)
     AutoModel.from_config(_config(architecture, dropout)).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
     return SentenceTransformer(str(folder), device="cpu", **options)
 
 

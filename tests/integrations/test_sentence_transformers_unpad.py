@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 from conan_fast.integrations.sentence_transformers import CachedInfoNCELoss, InfoNCELoss, unpad_inputs
 from conan_fast.integrations.transformers import NAME, register
@@ -9,10 +10,12 @@ from tests.integrations.sentence_transformer_models import (
     assert_equal,
     features,
     small_model,
+    small_tokenizer,
     texts,
     value_and_gradients,
 )
 
+pytest.importorskip("sentence_transformers.base", reason="sentence-transformers flattens inputs from 5.4 on")
 register()
 
 
@@ -52,3 +55,11 @@ def test_a_saved_model_does_not_ask_for_it(tmp_path):
 def test_another_attention_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs a model with attn_implementation='conan_soft_mask', got 'eager'"):
         unpad_inputs(model_with("eager", tmp_path))
+
+
+def test_other_modules_are_refused():
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding  # from 5.4 on
+
+    words = StaticEmbedding(small_tokenizer(), embedding_dim=8)
+    with pytest.raises(ValueError, match=r"needs the Transformer module .*, got .*StaticEmbedding"):
+        unpad_inputs(SentenceTransformer(modules=[words], device="cpu"))

@@ -19,19 +19,21 @@ def unpad_inputs(model: Any) -> None:
     Raises ValueError for another attention implementation, and for a model that sentence-transformers cannot flatten.
     """
     module = model[0]
-    implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if implementation != NAME:
-        raise ValueError(f"unpad_inputs needs a model with attn_implementation={NAME!r}, got {implementation!r}")
+    if not hasattr(module, "can_flatten_inputs"):
+        got = f"{type(module).__module__}.{type(module).__name__}"
+        raise ValueError(f"unpad_inputs needs the Transformer module of sentence-transformers 5.4 or newer, got {got}")
+    if module.config._attn_implementation != NAME:
+        got = module.config._attn_implementation
+        raise ValueError(f"unpad_inputs needs a model with attn_implementation={NAME!r}, got {got!r}")
     functions = (None, _unused, None, None, None), (None, None)
     with (
         mock.patch.object(generic, "is_flash_attention_requested", lambda *_, **__: True),
         mock.patch.object(flash, "lazy_import_flash_attention", lambda *_, **__: functions),
     ):
         module.unpad_inputs = None  # decided by sentence-transformers, which looks at the model
-    if not getattr(module, "can_flatten_inputs", False):
+    if not module.can_flatten_inputs:
         raise ValueError(
-            "unpad_inputs: sentence-transformers cannot flatten the inputs of this model; expected version 5.4 or "
-            "newer and a text model that returns token embeddings"
+            "unpad_inputs needs a text model that returns token embeddings, got one that cannot be flattened"
         )
 
 
