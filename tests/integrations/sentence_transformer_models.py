@@ -3,7 +3,7 @@
 import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, BertConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerFast
 
 DIM = 16
 WORDS = [f"w{i}" for i in range(40)]
@@ -28,9 +28,11 @@ def _config(architecture, dropout):
         "max_position_embeddings": 64,
         "pad_token_id": 0,
     }
-    if architecture == "llama":
-        return LlamaConfig(**sizes, num_key_value_heads=1, attention_dropout=dropout)
-    return BertConfig(**sizes, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    if architecture in ("bert", "xlm-roberta"):
+        sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    else:
+        sizes |= {"attention_dropout": dropout, "bos_token_id": 1, "eos_token_id": 1}
+    return CONFIG_MAPPING[architecture](**sizes)
 
 
 def small_model(folder, architecture="bert", dropout=0.1, **options):

@@ -24,9 +24,11 @@ def model_with(attention, folder, architecture="llama"):
     return model.double()
 
 
-def test_flattened_texts_have_the_embeddings_of_padded_ones(tmp_path):
-    expected = model_with("eager", tmp_path).encode(texts(9, 0), batch_size=4)
-    model = model_with(NAME, tmp_path)
+@pytest.mark.parametrize("architecture", ["llama", "bert", "xlm-roberta", "modernbert", "eurobert"])
+def test_flattened_texts_have_the_embeddings_of_padded_ones(tmp_path, architecture):
+    """Those of eager attention: causal in Llama, bidirectional in encoders. XLM-RoBERTa counts positions from 1."""
+    expected = model_with("eager", tmp_path, architecture).encode(texts(9, 0), batch_size=4)
+    model = model_with(NAME, tmp_path, architecture)
     unpad_inputs(model)
     column = features(model, [texts(9, 0)])[0]
     assert column["input_ids"].shape[0] == 1 and len(column["cu_seq_lens_q"]) == 10
