@@ -158,11 +158,11 @@ def test_three_gemms_go_by_rows_if_memory_is_short(monkeypatch: pytest.MonkeyPat
 
 
 def test_absent_slow_or_too_large_peers_are_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    st_mnrl = sentence_transformers.IMPLEMENTATIONS[0]
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "sentence_transformers", None)
-        _, absent = rows_of(SMALL, OURS, st_mnrl)
-    assert absent["reason"].startswith("is not installed: ") and not absent["wrong"] and "parts" not in absent
+        _, *rows = rows_of(SMALL, OURS, *sentence_transformers.IMPLEMENTATIONS)
+    for absent in rows:  # also ours for sentence-transformers
+        assert absent["reason"].startswith("is not installed: ") and not absent["wrong"] and "parts" not in absent
     (slow,) = rows_of(SMALL, EAGER, slowest=0.0)
     assert slow["reason"].startswith("takes ") and not slow["wrong"] and "parts" not in slow
     with monkeypatch.context() as patch, pytest.raises(NotRun, match="needs about"):
@@ -182,7 +182,9 @@ def test_order_of_cases() -> None:
     assert gpu[-1].pairs == 1024 and gpu[-1].dims == (1024,)
     on_a_cpu = cases("cpu")
     assert on_a_cpu[0] == Case(1024, 0, 1024, matryoshka(1024), 4) and {s.element_size for s in on_a_cpu} == {4}
-    assert on_request("cpu") == [Case(8192, 7, 1024, matryoshka(1024), 4)]
+    minilm = [Case(2048, 0, 384, (64, 128, 256, 384), 4), Case(2048, 0, 384, (384,), 4)]
+    assert on_request("cpu") == [*minilm, Case(8192, 7, 1024, matryoshka(1024), 4)]
+    assert on_request("cuda") == [replace(case, element_size=2) for case in minilm]
 
 
 def test_work_is_that_of_one_pass_whatever_the_dims() -> None:

@@ -2,10 +2,11 @@
 
 from benchmarks.contrastive.peers import cross_entropies, eager, ours, sentence_transformers, three_gemms
 
-IMPLEMENTATIONS = (
-    *ours.IMPLEMENTATIONS,
-    *three_gemms.IMPLEMENTATIONS,
-    *cross_entropies.IMPLEMENTATIONS,
-    *sentence_transformers.IMPLEMENTATIONS,
-    *eager.IMPLEMENTATIONS,  # eager_compiled last: it compiles long
+PEERS = (ours, three_gemms, cross_entropies, sentence_transformers, eager)  # eager_compiled last: it compiles long
+IMPLEMENTATIONS = tuple(
+    implementation
+    for role in ("ours", "gemms", "rival")
+    for peer in PEERS
+    for implementation in peer.IMPLEMENTATIONS
+    if implementation.role == role
 )
