@@ -171,7 +171,7 @@ def test_editable_with_and_then_without_kernels(build, tmp_path):
 def facts(request: pytest.FixtureRequest) -> tuple[list[str], list[dict]]:
     """The architectures, and the compiler's report of each kernel."""
     if request.param == "installed":
-        info = conan_fast.build_info()
+        info = conan_fast.build_info(kernels=True)
         if not info["kernels"]:
             pytest.skip(f"this installation has no kernels: {info['missing_backends'].get('cuda')}")
         return info["compiled_architectures"], info["kernels"]
