@@ -107,7 +107,7 @@ def _attention(backend: str, inputs: dict[str, Tensor], options: dict[str, Any])
     from .attention.operator import BACKENDS
     from .attention.settings import Settings
 
-    alpha, q = options["alpha"], inputs["q"]
+    alpha, q, k, v = options["alpha"], inputs["q"], inputs["k"], inputs["v"]
     settings = Settings(
         cu_seqlens=options.get("cu_seqlens"),
         max_seqlen=options.get("max_seqlen", 0),
@@ -117,8 +117,8 @@ def _attention(backend: str, inputs: dict[str, Tensor], options: dict[str, Any])
         scale=q.shape[-1] ** -0.5,
         deterministic=options.get("deterministic", False),
     )
-    out, logsumexp = BACKENDS[backend].forward(*inputs.values(), settings)
-    grads = BACKENDS[backend].backward(gradient_like(out), *inputs.values(), out, logsumexp, settings)
+    out, logsumexp = BACKENDS[backend].forward(q, k, v, settings)
+    grads = BACKENDS[backend].backward(gradient_like(out), q, k, v, out, logsumexp, settings)
     return {"the output": out} | {f"the gradient of {name}": x for name, x in zip("qkv", grads, strict=True)}
 
 
