@@ -88,7 +88,7 @@ def build_kernels(plan: Plan, module: Path) -> dict[str, Any]:
     origin = nvcc.path if plan.nvcc else "PyPI's wheels"
     print(f"conan_fast._C: nvcc {nvcc.version} ({origin}) compiles for {', '.join(plan.architectures)}")
     compile_with_cmake(plan, nvcc, folder)
-    shutil.copy2(folder / MODULE, module)
+    shutil.copyfile(folder / MODULE, module)
     info["cuda_version"], info["architectures"] = nvcc.release, plan.architectures
     info["kernels"] = resource_report.gather(folder / "kernel_objects.txt")
     compiled = load(folder / MODULE)
@@ -184,13 +184,18 @@ def toolkit_of_wheels(wheels: Path, folder: Path) -> Nvcc:
 
 
 def copy_once(source: Path, target: Path) -> Path:
+    """Copies a folder unless `target` exists. Modes are not copied: the source may be read-only."""
     if not target.exists():
         unfinished = target.with_name(target.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(source, unfinished)
+        for file in filter(Path.is_file, source.rglob("*")):
+            copy = unfinished / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
         unfinished.rename(target)
     return target
 
 
-build.sub_commands = [("build_native", None), *build.sub_commands]
-setup(distclass=NativeDistribution, cmdclass={"build_native": BuildNative})
+if __name__ == "__main__":  # also where the build backend runs it; the tests import it
+    build.sub_commands = [("build_native", None), *build.sub_commands]
+    setup(distclass=NativeDistribution, cmdclass={"build_native": BuildNative})

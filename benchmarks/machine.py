@@ -35,7 +35,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "packages": {name: _version(name) for name in sorted(PACKAGES)},
-        "conan_fast": {key: value for key, value in build_info().items() if key != "kernels"},
+        "conan_fast": build_info(),
         "git_commit": os.environ.get("CONAN_FAST_COMMIT") or _output("git", "rev-parse", "HEAD"),
         "uncommitted_changes": _output("git", "status", "--porcelain", "--untracked-files=no"),
         "csrc_sha256": csrc_sha256(),

@@ -58,22 +58,22 @@ def _warn_once(message: str) -> None:
         warnings.warn(message, stacklevel=5)
 
 
-def build_info() -> dict[str, Any]:
+def build_info(*, kernels: bool = False) -> dict[str, Any]:
     """What this installation holds.
 
     Keys: "version"; "compiled_architectures" (list of names such as "sm_90a"; "compute_80" is PTX for newer chips);
     "cuda_version" the kernels were compiled with (None without kernels); "available_backends"; "missing_backends"
-    (name -> reason); "kernels" (per kernel and architecture: name, symbol, registers, stack_bytes, spill_store_bytes,
-    spill_load_bytes, static_shared_bytes, as ptxas reported them, and threads_per_block and dynamic_shared_bytes of a
-    launch).
+    (name -> reason). kernels: adds "kernels", a long list (per kernel and architecture: name, symbol, registers,
+    stack_bytes, spill_store_bytes, spill_load_bytes, static_shared_bytes, as ptxas reported them, and threads_per_block
+    and dynamic_shared_bytes of a launch).
     """
     reasons = {name: missing_reason(name) for name in BACKENDS if name != "auto"}
     facts = _native.build_facts()
-    return {
+    info = {
         "version": __version__,
         "compiled_architectures": facts["architectures"],
         "cuda_version": facts["cuda_version"],
         "available_backends": [name for name, reason in reasons.items() if reason is None],
         "missing_backends": {name: reason for name, reason in reasons.items() if reason is not None},
-        "kernels": facts["kernels"],
     }
+    return info | {"kernels": facts["kernels"]} if kernels else info

@@ -24,17 +24,35 @@ OLDEST_CAPABILITY = (8, 0)
 @cache
 def build_facts() -> dict[str, Any]:
     """What setup.py wrote down when it compiled: see `build_kernels` there."""
-    file = Path(__file__).with_name("_build.json")
+    file = Path(__file__).resolve().with_name("_build.json")
     if not file.exists():
         return {
             "built": False,
-            "reason": "conan_fast was not installed by pip, so no kernels were compiled",
+            "reason": _not_installed(file.parent),
             "cuda_version": None,
             "architectures": [],
             "kernels": [],
         }
     facts: dict[str, Any] = json.loads(file.read_text())
     return facts
+
+
+def _not_installed(package: Path) -> str:
+    """Why `package`, the folder of this code, has no kernels: pip did not write it."""
+    source = package.parent
+    # Python searches the folder it is started in first. What would it find without that one?
+    elsewhere = [entry for entry in sys.path if Path(entry).resolve() != source]
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    specs = filter(None, (finder.find_spec(package.name, elsewhere) for finder in finders))
+    installed = [Path(spec.origin).parent for spec in specs if spec.origin]
+    installed = [folder for folder in installed if folder.resolve() != package and (folder / "_build.json").exists()]
+    if installed:
+        return (
+            f"Python imported the source folder {package}, in which no kernels were compiled, and not the installation "
+            f"in {installed[0]}: start Python outside of {source} (and take it off PYTHONPATH), or install the source "
+            f"folder with pip install -e {source}"
+        )
+    return f"{package} was not installed by pip, so no kernels were compiled: pip install -e {source}"
 
 
 @cache
@@ -57,7 +75,7 @@ def cuda_missing_reason() -> str | None:
     """`missing_reason("cuda")`, which does not change while a process runs."""
     facts = build_facts()
     if not facts["built"]:
-        return f"it was built without CUDA kernels: {facts['reason']}"
+        return f"this conan_fast has no compiled kernels: {facts['reason']}"
     if torch.version.hip is not None:
         return "torch is built for ROCm, the kernels are for NVIDIA GPUs"
     if not torch.cuda.is_available():

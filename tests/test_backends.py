@@ -18,6 +18,15 @@ def test_build_info_lists_backends_and_why_others_are_missing():
     assert all(info["missing_backends"].values())
 
 
+def test_build_info_is_short_and_lists_the_kernels_where_asked(monkeypatch):
+    kernel = {"name": "sm80_forward", "architecture": "sm_80", "registers": 128}
+    facts = {"built": True, "architectures": ["sm_80"], "cuda_version": "13.0", "kernels": [kernel] * 100}
+    monkeypatch.setattr(_native, "build_facts", lambda: facts)
+    info = conan_fast.build_info()
+    assert len(str(info)) < 1000 and info["cuda_version"] == "13.0"
+    assert conan_fast.build_info(kernels=True) == info | {"kernels": [kernel] * 100}
+
+
 def test_a_missing_backend_raises_with_the_reason():
     q = torch.zeros(1, 2, 1, 4)
     x = torch.ones(2, 4)

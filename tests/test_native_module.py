@@ -1,5 +1,8 @@
 """What the compiled modules export besides kernels: the saturations, and the GPU that launchers choose kernels by."""
 
+import sys
+from importlib.machinery import PathFinder
+
 import pytest
 import torch
 
@@ -7,6 +10,34 @@ from conan_fast import _native
 from conan_fast.attention.soft_mask import SATURATIONS
 
 KB = 1024
+
+
+def imported_from(folder, monkeypatch, *path):
+    """The facts of conan_fast in `folder`, were it imported from there, with `path` as sys.path."""
+    monkeypatch.setattr(_native, "__file__", str(folder / "conan_fast" / "_native.py"))
+    monkeypatch.setattr(sys, "path", [str(entry) for entry in path])
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    return _native.build_facts.__wrapped__()
+
+
+def test_the_source_folder_imported_beside_an_installation_names_both(tmp_path, monkeypatch):
+    source, site = tmp_path / "source", tmp_path / "site-packages"
+    for folder in (source, site):
+        (folder / "conan_fast").mkdir(parents=True)
+        (folder / "conan_fast" / "__init__.py").touch()
+    alone = imported_from(source, monkeypatch, source, site)
+    assert not alone["built"] and f"pip install -e {source}" in alone["reason"] and str(site) not in alone["reason"]
+
+    (site / "conan_fast" / "_build.json").write_text('{"built": true}')
+    facts = imported_from(source, monkeypatch, source, site)
+    assert not facts["built"] and facts["kernels"] == []
+    assert f"imported the source folder {source / 'conan_fast'}" in facts["reason"]
+    assert f"not the installation in {site / 'conan_fast'}" in facts["reason"]
+    assert f"pip install -e {source}" in facts["reason"]
+
+    monkeypatch.chdir(source)
+    assert imported_from(source, monkeypatch, "", site) == facts  # "": the current folder
+    assert imported_from(site, monkeypatch, source, site) == {"built": True}
 
 
 def test_python_and_the_kernels_have_the_same_saturations_in_the_same_order(kernel_backend):

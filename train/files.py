@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder, which is renamed to `target` if the block ends without an error.
 
-    An existing `target` is replaced. The next attempt removes what a killed process left behind.
+    An existing `target` is replaced. The next attempt removes what a killed process left behind. All files get the mode
+    that the umask gives to new ones.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
@@ -24,8 +26,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for file in partial.rglob("*"):
-        _sync(file)
+    mode = stat.S_IMODE(partial.stat().st_mode)
+    for path in partial.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)  # safetensors writes files that only their owner may read
+        _sync(path)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -69,7 +69,7 @@ def _dims(text: str) -> tuple[int, ...]:
 
 def main(options: argparse.Namespace) -> int:
     """Prints the explanation. Returns 2 if what was asked for does not exist."""
-    facts = build_info()
+    facts = build_info(kernels=True)
     if not facts["kernels"]:
         reason = facts["missing_backends"].get("cuda", "the build lists none")
         print(f"no compiled kernels found: {reason}", file=sys.stderr)

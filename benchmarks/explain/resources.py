@@ -1,4 +1,4 @@
-"""The compiled kernels and their resources by ptxas, from `conan_fast.build_info()`."""
+"""The compiled kernels and their resources by ptxas, from `conan_fast.build_info(kernels=True)`."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ class Kernel:
 
     @staticmethod
     def of(entry: Mapping[str, Any]) -> "Kernel":
-        """Of one of build_info()["kernels"]."""
+        """Of one of build_info(kernels=True)["kernels"]."""
         # "void conan_fast::sm80_forward<conan_fast::Bf16, 112>(conan_fast::AttentionParams)"
         name = re.sub(r"^void |\w+::", "", entry["name"]).split("(")[0]
         family, _, arguments = name.rstrip(">").partition("<")

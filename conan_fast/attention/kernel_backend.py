@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
-from .. import _checks, _native
+from .. import _checks, _first_use, _native
 from .settings import Settings
 from .soft_mask import SATURATIONS
 
@@ -39,6 +39,12 @@ class KernelAttention:
             supported = ", ".join(map(str, _head_dims(self._backend)))
             return ValueError(f"q must have a head_dim out of {supported} for the kernels, got {q.shape[-1]}")
         reason = _native.gpu_unsupported(q.device.index) if device == "cuda" else None
+        if reason is None:
+            dims = _head_dims(self._backend)
+            head_dim = dims[dims.index(q.shape[-1])]  # an int under torch.compile with dynamic shapes, too
+            reason = _first_use.fault(
+                "soft_mask_attention", self._backend, q.device, q.dtype, head_dim, torch.compiler.is_compiling()
+            )
         return RuntimeError(reason) if reason else None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:

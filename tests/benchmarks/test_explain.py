@@ -367,7 +367,7 @@ def no_disassembler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 def explained(monkeypatch, capsys, *arguments, entries=ENTRIES, missing=None):
     facts = {"kernels": entries, "missing_backends": missing or {}}
-    monkeypatch.setattr(command, "build_info", lambda: facts)
+    monkeypatch.setattr(command, "build_info", lambda kernels: facts)
     status = command.main(options(*arguments))
     captured = capsys.readouterr()
     return status, captured.out, captured.err
@@ -419,7 +419,7 @@ def test_an_installation_without_kernels_says_why(monkeypatch, capsys):
 
 
 def test_every_compiled_kernel_is_known_and_notes_its_threads():
-    compiled = resources.kernels_of(build_info()["kernels"])
+    compiled = resources.kernels_of(build_info(kernels=True)["kernels"])
     if not compiled:
         pytest.skip(str(build_info()["missing_backends"].get("cuda")))
     assert {kernel.family for kernel in compiled} == set(kernels.FAMILIES)
@@ -427,14 +427,14 @@ def test_every_compiled_kernel_is_known_and_notes_its_threads():
 
 
 def test_the_forward_kernel_as_compiled(capsys, monkeypatch, tmp_path):
-    if not build_info()["kernels"]:
+    if not build_info(kernels=True)["kernels"]:
         pytest.skip(str(build_info()["missing_backends"].get("cuda")))
     try:
         disassembler.path_of_programs()
     except disassembler.NoDisassembly as error:
         pytest.skip(str(error))
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    compiled = resources.kernels_of(build_info()["kernels"])
+    compiled = resources.kernels_of(build_info(kernels=True)["kernels"])
     [instances] = resources.choose(compiled, "sm80_forward", head_dim=112).values()
     code = report.Code(instances[0])
     # docs/attention_kernels.md: head_dim 112 is not padded, 2 products of 7 x 8 HMMA for each of 2 row groups.

@@ -1,7 +1,9 @@
 """Which kernels an installation compiles, its messages, and the parser of the compiler's report."""
 
 import importlib.metadata
+import os
 import shutil
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import build_backend
+import setup as build_script
 from csrc import resource_report
 
 DEFAULT_ARCHITECTURES = ["sm_80", "sm_90a", "compute_80"]
@@ -234,6 +237,25 @@ def test_without_isolation_the_missing_compiler_is_named(monkeypatch):
     with pytest.raises(SystemExit, match="pip install nvidia-cuda-nvcc==") as error:
         build_backend.find_compiler_wheels()
     assert all(wheel in str(error.value) for wheel in build_backend.COMPILER_WHEELS)
+
+
+def test_a_copied_toolkit_has_the_modes_of_the_umask_and_is_copied_once(tmp_path):
+    source = tmp_path / "read-only"
+    (source / "crt").mkdir(parents=True)
+    header = source / "crt" / "host_config.h"
+    header.write_text("first")
+    for path in (header, source / "crt", source):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    before = os.umask(0o027)
+    try:
+        target = build_script.copy_once(source, tmp_path / "build" / "include")
+    finally:
+        os.umask(before)
+    copied = target / "crt" / "host_config.h"
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (target.parent, target, target / "crt", copied)]
+    assert modes == [0o750, 0o750, 0o750, 0o640] and copied.read_text() == "first"
+    copied.write_text("second")
+    assert build_script.copy_once(source, target) == target and copied.read_text() == "second"
 
 
 # The report of ptxas

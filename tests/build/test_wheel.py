@@ -20,7 +20,7 @@ import build_backend
 import conan_fast
 from csrc import resource_report
 from tests.support.compiler import compiler_missing
-from tests.support.paths import ROOT
+from tests.support.repository import copy_repository
 
 MODULE = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
 MEGABYTE = 1e6
@@ -72,17 +72,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     status, output = made.pip("download", "--no-deps", "--dest", str(folder / "reached"), "pybind11")
     if status != 0:
         pytest.skip(f"PyPI cannot be reached: {output.strip().splitlines()[-1]}")
-    listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in listing.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file():
-            target = made.tree / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target)
+    copy_repository(made.tree)
     status, made.output = made.pip("wheel", "-v", "--no-deps", "--wheel-dir", str(folder / "wheels"), ".")
     assert status == 0, made.output
     [made.wheel] = (folder / "wheels").iterdir()
@@ -171,7 +161,7 @@ def test_editable_with_and_then_without_kernels(build, tmp_path):
 def facts(request: pytest.FixtureRequest) -> tuple[list[str], list[dict]]:
     """The architectures, and the compiler's report of each kernel."""
     if request.param == "installed":
-        info = conan_fast.build_info()
+        info = conan_fast.build_info(kernels=True)
         if not info["kernels"]:
             pytest.skip(f"this installation has no kernels: {info['missing_backends'].get('cuda')}")
         return info["compiled_architectures"], info["kernels"]

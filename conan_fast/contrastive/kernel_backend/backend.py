@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import _checks, _native
+from ... import _checks, _first_use, _native
 from ..batch import Batch, Gradients
 from ..torch_backend import passes as torch_passes
 from . import workspace
@@ -43,6 +43,10 @@ class KernelInfoNCE:
                 f"dims must be multiples of 16, at most {max_prefixes} of them, for the kernels, got {list(dims)}"
             )
         reason = _native.gpu_unsupported(queries.device.index) if device == "cuda" else None
+        if reason is None:
+            reason = _first_use.fault(
+                "info_nce", self._backend, queries.device, queries.dtype, None, torch.compiler.is_compiling()
+            )
         return RuntimeError(reason) if reason else None
 
     def sweep(self, batch: Batch, with_gradients: bool) -> tuple[Tensor, Gradients]:
