@@ -5,6 +5,7 @@ The same code serves "cuda" and "emulated" (the kernels compiled for the CPU). N
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from .. import _checks, _native
-from .settings import Settings
+from .settings import Gradients, Saved, Settings
 from .soft_mask import SATURATIONS
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -45,7 +46,7 @@ class KernelAttention:
         """(out like q, natural logsumexp of each row [..., heads, tokens], float32)."""
         q, k, v = _aligned(q), _aligned(k), _aligned(v)
         shared, schedule = self._arguments(q, settings)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = _empty_like(q)
         logsumexp = torch.empty(
             (*q.shape[:-3], q.shape[-2], q.shape[-3]), dtype=torch.float32, device=q.device
         )  # [..., heads, tokens]
@@ -55,26 +56,31 @@ class KernelAttention:
         )  # fmt: skip
         return out, logsumexp
 
-    def backward(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, settings: Settings
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(dq, dk, dv). Deterministic: dq comes from a kernel of its own, in place of atomic additions."""
-        grad_out, q, k, v, out = (_aligned(x) for x in (grad_out, q, k, v, out))
-        logsumexp = logsumexp.contiguous()
+    def backward(self, grad_out: Tensor, saved: Saved, needed: Sequence[bool], settings: Settings) -> Gradients:
+        """(dq, dk, dv), None for those that are not needed.
+
+        dk and dv come from one kernel, which also adds to dq by atomic additions. A kernel of its own makes dq where it
+        is needed alone or deterministic.
+        """
+        grad_out, q, k, v, out = (_aligned(x) for x in (grad_out, *saved[:4]))
+        logsumexp = saved.logsumexp.contiguous()
         shared, schedule = self._arguments(q, settings)
-        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        need_dq, need_dk, need_dv = needed
+        ordered = settings.deterministic or torch.are_deterministic_algorithms_enabled()
+        dq = _empty_like(q) if need_dq else None
+        dk, dv = (_empty_like(k), _empty_like(v)) if need_dk or need_dv else (None, None)
         delta = torch.empty(logsumexp.shape, dtype=torch.float32, device=q.device)
         dq_sum = None
-        if not (settings.deterministic or torch.are_deterministic_algorithms_enabled()):
+        if need_dq and dk is not None and not ordered:
             dq_sum = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         self._module.attention_backward(
             to_dlpack(grad_out), to_dlpack(q), to_dlpack(k), to_dlpack(v), to_dlpack(out), to_dlpack(logsumexp),
-            *shared, to_dlpack(dq), to_dlpack(dk), to_dlpack(dv), _capsule(dq_sum), to_dlpack(delta),
-            _capsule(schedule), _stream(q.device),
+            *shared, _capsule(None if dq_sum is not None else dq), _capsule(dk), _capsule(dv), _capsule(dq_sum),
+            to_dlpack(delta), _capsule(schedule), _stream(q.device),
         )  # fmt: skip
         if dq_sum is not None:
             torch.mul(dq_sum, settings.scale, out=dq)
-        return dq, dk, dv
+        return dq, dk if need_dk else None, dv if need_dv else None
 
     def _arguments(self, q: Tensor, settings: Settings) -> tuple[list[object], Tensor | None]:
         """What the kernels of both passes take: cu_seqlens, max_seqlen, alpha (twice), saturation, scale; and, for a
@@ -83,7 +89,7 @@ class KernelAttention:
         cu_seqlens, schedule = settings.cu_seqlens, None
         if cu_seqlens is not None:
             if cu_seqlens.device.type == "cpu":  # on a GPU the kernels clamp the offsets
-                _checks.sequences(cu_seqlens, settings.max_seqlen, q.shape[0])
+                _checks.sequences(cu_seqlens.tolist(), settings.max_seqlen, q.shape[0])
             cu_seqlens = cu_seqlens.contiguous()
             slots = self._module.schedule_slots(q.shape[0], len(cu_seqlens) - 1)
             schedule = torch.empty((slots, 4), dtype=torch.int32, device=q.device)
@@ -97,6 +103,10 @@ class KernelAttention:
 def _head_dims(backend: str) -> list[int]:
     dims: list[int] = _native.module(backend).head_dims
     return dims
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _capsule(x: Tensor | None) -> object:

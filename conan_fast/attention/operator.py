@@ -1,101 +1,18 @@
-"""Soft-masked attention, padded and packed: argument checks, the torch operators, and their gradient.
+"""Soft-masked attention, padded and packed: the public functions and their argument checks.
 
-weights = softmax_j(scale q_i.k_j + log M_ij), M the soft mask of `soft_mask.py`. The operators have a schema and
-a shape function, so that torch.compile keeps them as they are; a backend computes them.
+weights = softmax_j(scale q_i.k_j + log M_ij), M the soft mask of `soft_mask.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _backends, _checks
-from . import torch_backend
-from .kernel_backend import KernelAttention
-from .settings import Arguments, Settings
+from .autograd import attention
+from .ops import KERNELS
+from .settings import Arguments
 from .soft_mask import SATURATIONS
-
-
-class Backend(Protocol):
-    """`forward` and `backward` take the tensors of the operators below, then the rest as Settings."""
-
-    @property
-    def forward(self) -> Callable[..., tuple[Tensor, Tensor]]: ...
-    @property
-    def backward(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]: ...
-
-
-KERNELS = {name: KernelAttention(name) for name in ("cuda", "emulated")}
-BACKENDS: dict[str, Backend] = {"torch": torch_backend, **KERNELS}
-
-_SETTINGS = (
-    "Tensor? cu_seqlens, SymInt max_seqlen, float alpha, Tensor? alpha_tensor, str saturation, float scale, "
-    "bool deterministic, str backend"
-)
-torch.library.define(
-    "conan_fast::attention_forward", f"(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor, Tensor)"
-)
-torch.library.define(
-    "conan_fast::attention_backward",
-    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, "
-    f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)",
-)
-
-
-@torch.library.impl("conan_fast::attention_forward", "CompositeExplicitAutograd")
-def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        return BACKENDS[rest[-1]].forward(q, k, v, Settings(*rest[:-1]))
-
-
-@torch.library.impl("conan_fast::attention_backward", "CompositeExplicitAutograd")
-def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.no_grad(), torch.autocast(grad_out.device.type, enabled=False):
-        return BACKENDS[rest[-1]].backward(grad_out, q, k, v, out, logsumexp, Settings(*rest[:-1]))
-
-
-@torch.library.register_fake("conan_fast::attention_forward")
-def _forward_shapes(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    lines = (*q.shape[:-3], q.shape[-2], q.shape[-3])
-    return q.new_empty(q.shape), q.new_empty(lines, dtype=_checks.accumulation_dtype(q.dtype))
-
-
-@torch.library.register_fake("conan_fast::attention_backward")
-def _backward_shapes(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-class _Attention(torch.autograd.Function):
-    """Keeps q, k, v, out and the logsumexp of the rows; the backward pass recomputes the weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, alpha: Tensor | None, *settings: Any
-    ) -> Tensor:
-        max_seqlen, alpha_float, saturation, scale, deterministic, backend = settings
-        out, logsumexp = torch.ops.conan_fast.attention_forward(
-            q, k, v, cu_seqlens, max_seqlen, alpha_float, alpha, saturation, scale, deterministic, backend
-        )
-        ctx.save_for_backward(q, k, v, out, logsumexp, cu_seqlens, alpha)
-        ctx.settings = settings
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        q, k, v, out, logsumexp, cu_seqlens, alpha = ctx.saved_tensors
-        max_seqlen, alpha_float, saturation, scale, deterministic, backend = ctx.settings
-        dq, dk, dv = torch.ops.conan_fast.attention_backward(
-            grads[0], q, k, v, out, logsumexp,
-            cu_seqlens, max_seqlen, alpha_float, alpha, saturation, scale, deterministic, backend,
-        )  # fmt: skip
-        return dq, dk, dv, None, None, None, None, None, None, None, None
 
 
 def soft_mask_attention(
@@ -164,8 +81,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
     alpha_float, alpha_tensor = (0.0, alpha) if isinstance(alpha, Tensor) else (float(alpha), None)
     scale = q.shape[-1] ** -0.5 if arguments.scale is None else float(arguments.scale)
     settings = arguments.max_seqlen, alpha_float, arguments.saturation, scale, bool(arguments.deterministic), chosen
-    out: Tensor = _Attention.apply(q, k, v, cu_seqlens, alpha_tensor, *settings)
-    return out
+    return attention(q, k, v, cu_seqlens, alpha_tensor, *settings)
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -1,0 +1,91 @@
+"""The torch operators of soft-masked attention, conan_fast::attention_forward and attention_backward.
+
+They have a schema, a shape function and a FLOP formula, so that torch.compile keeps them as they are and torch's FLOP
+counter counts them; a backend computes them. They are not differentiable: `autograd.py` is what autograd sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from . import autograd, torch_backend
+from .kernel_backend import KernelAttention
+from .settings import Gradients, Saved, Settings
+
+Result = TypeVar("Result")
+
+
+class Backend(Protocol):
+    """Computes the operators below. `needed`: which of dq, dk and dv."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]: ...
+    def backward(self, grad_out: Tensor, saved: Saved, needed: Sequence[bool], settings: Settings) -> Gradients: ...
+
+
+KERNELS = {name: KernelAttention(name) for name in ("cuda", "emulated")}
+BACKENDS: dict[str, Backend] = {"torch": torch_backend, **KERNELS}
+
+_SETTINGS = (
+    "Tensor? cu_seqlens, Tensor? alpha_tensor, SymInt max_seqlen, float alpha, str saturation, float scale, "
+    "bool deterministic, str backend"
+)
+torch.library.define(
+    "conan_fast::attention_forward", f"(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor, Tensor)"
+)
+# `needed`: which of dq, dk and dv to compute; only these are returned.
+torch.library.define(
+    "conan_fast::attention_backward",
+    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, bool[] needed, "
+    f"{_SETTINGS}) -> Tensor[]",
+)
+for _name in ("attention_forward", "attention_backward"):  # without torch's fallback, which warns and takes time
+    torch.library.impl(f"conan_fast::{_name}", "Autograd", torch.library.fallthrough_kernel)
+
+
+def _without_autograd(device: torch.device, function: Callable[..., Result], *arguments: Any) -> Result:
+    """function(*arguments) without autograd and autocast. It takes time to switch them, so only if they are on."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(device.type):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return function(*arguments)
+    return function(*arguments)
+
+
+@torch.library.impl("conan_fast::attention_forward", "CompositeExplicitAutograd")
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _without_autograd(q.device, BACKENDS[rest[-1]].forward, q, k, v, Settings(*rest[:-1]))
+
+
+@torch.library.impl("conan_fast::attention_backward", "CompositeExplicitAutograd")
+def _backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    needed: Sequence[bool],
+    *rest: Any,
+) -> list[Tensor]:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (grad_out, q, k, v)):  # under create_graph=True
+        return list(autograd.Gradients.apply(grad_out, q, k, v, out, logsumexp, needed, *rest))
+    saved, settings = Saved(q, k, v, out, logsumexp), Settings(*rest[:-1])
+    grads = _without_autograd(q.device, BACKENDS[rest[-1]].backward, grad_out, saved, needed, settings)
+    return [grad for grad in grads if grad is not None]
+
+
+@torch.library.register_fake("conan_fast::attention_forward")
+def _forward_shapes(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    lines = (*q.shape[:-3], q.shape[-2], q.shape[-3])
+    return q.new_empty(q.shape), q.new_empty(lines, dtype=_checks.accumulation_dtype(q.dtype))
+
+
+@torch.library.register_fake("conan_fast::attention_backward")
+def _backward_shapes(
+    _grad: Tensor, q: Tensor, k: Tensor, v: Tensor, _out: Tensor, _logsumexp: Tensor, needed: Sequence[bool], *_: Any
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x, wanted in zip((q, k, v), needed, strict=True) if wanted]
