@@ -113,7 +113,7 @@ def positive_scale(scale: Any) -> None:
         return
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be None or a float, got {type(scale).__name__}")
-    if not (scale > 0.0 and math.isfinite(scale)):
+    if not 0.0 < scale < math.inf:  # torch.compile cannot trace math.isfinite
         raise ValueError(f"scale must be None or positive and finite, got {scale}")
 
 

@@ -1,6 +1,7 @@
 """What autograd and torch.func see of soft-masked attention: first derivatives, vmap, and an error for anything else.
 
-`settings` are the operators' arguments after the tensors and `needed`: cu_seqlens, alpha_tensor, then no tensors.
+`settings` are the operators' arguments after q, k, v and the like: cu_seqlens, alpha and scale as tensors or None, and
+then what is no tensor.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ class _TracedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:
         out, logsumexp = torch.ops.conan_fast.attention_forward(q, k, v, *settings)
-        ctx.save_for_backward(q, k, v, out, logsumexp, *settings[:2])
-        ctx.settings = settings[2:]
+        ctx.save_for_backward(q, k, v, out, logsumexp, *settings[:3])
+        ctx.settings = settings[3:]
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        *saved, cu_seqlens, alpha_tensor = ctx.saved_tensors
+        *saved, cu_seqlens, alpha, scale = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         made = torch.ops.conan_fast.attention_backward(
-            grads[0], *saved, needed, cu_seqlens, alpha_tensor, *ctx.settings
+            grads[0], *saved, needed, cu_seqlens, alpha, scale, *ctx.settings
         )
         return _by_input(made, needed, ctx.settings)
 
@@ -62,16 +63,15 @@ class _TransformedAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, cu_seqlens, alpha_tensor, *settings = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(q, k, v, *output, cu_seqlens, alpha_tensor)
-        ctx.settings = settings
+        ctx.save_for_backward(*inputs[:3], *output, *inputs[3:6])
+        ctx.settings = inputs[6:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        *saved, cu_seqlens, alpha_tensor = ctx.saved_tensors
+        *saved, cu_seqlens, alpha, scale = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        made = Gradients.apply(grads[0], *saved, needed, cu_seqlens, alpha_tensor, *ctx.settings)
+        made = Gradients.apply(grads[0], *saved, needed, cu_seqlens, alpha, scale, *ctx.settings)
         return _by_input(made, needed, ctx.settings)
 
     @staticmethod
@@ -112,7 +112,7 @@ class Gradients(torch.autograd.Function):
 def _by_input(made: Sequence[Tensor], needed: Sequence[bool], settings: Sequence[Any]) -> tuple[Tensor | None, ...]:
     """The gradient of each input of attention, None for those that have none or need none."""
     grads = iter(made)
-    return *(next(grads) if wanted else None for wanted in needed), None, None, *(None for _ in settings)
+    return *(next(grads) if wanted else None for wanted in needed), None, None, None, *(None for _ in settings)
 
 
 def _merge(size: int, in_dims: Sequence[Any], inputs: Sequence[Any], count: int) -> list[Any]:

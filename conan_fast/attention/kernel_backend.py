@@ -93,7 +93,7 @@ class KernelAttention:
             cu_seqlens = cu_seqlens.contiguous()
             slots = self._module.schedule_slots(q.shape[0], len(cu_seqlens) - 1)
             schedule = torch.empty((slots, 4), dtype=torch.int32, device=q.device)
-        alpha, alpha_tensor = _alpha(settings.alpha, settings.alpha_tensor, q.device)
+        alpha, alpha_tensor = _alpha(settings.alpha, q.device)
         code = SATURATIONS.index(settings.saturation)
         arguments = [_capsule(cu_seqlens), settings.max_seqlen, alpha, _capsule(alpha_tensor), code, settings.scale]
         return arguments, schedule
@@ -125,12 +125,12 @@ def _aligned(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _alpha(alpha: float, alpha_tensor: Tensor | None, device: torch.device) -> tuple[float, Tensor | None]:
+def _alpha(alpha: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
     """A number where the value is on the host of a GPU, else a float32 tensor on the device, which the kernels read."""
-    if alpha_tensor is None:
+    if not isinstance(alpha, Tensor):
         return alpha, None
-    if alpha_tensor.device.type == "cpu":
-        _checks.alpha_value(alpha_tensor.item())
-    if alpha_tensor.device != device:
-        return float(alpha_tensor.item()), None
-    return alpha, alpha_tensor.to(torch.float32)
+    if alpha.device.type == "cpu":
+        _checks.alpha_value(alpha.item())
+    if alpha.device != device:
+        return alpha.item(), None
+    return 0.0, alpha.to(torch.float32)

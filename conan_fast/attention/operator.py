@@ -33,7 +33,12 @@ def soft_mask_attention(
     alpha: float in [0, 1] or 0-dim tensor (no gradient flows to it; on a GPU its value is not read on the host).
     saturation: "key" | "query" | "uniform", see `soft_mask.py`. scale: default 1 / sqrt(D).
     deterministic: gradients equal to the bit from run to run (the torch backend always is).
-    Returns [B, L, Hq, D] in q's dtype. First derivatives only.
+    Returns [B, L, Hq, D] in q's dtype.
+    Derivatives: first ones by q, k and v, by autograd and torch.func (grad, vjp, jacrev, vmap over q, k and v); only
+        those that are asked for are computed. Others (create_graph=True differentiated again, jvp) raise RuntimeError.
+    torch.compile: all values of alpha and scale share one graph if dynamic=True, else two.
+    torch's FlopCounterMode counts the GEMMs as for SDPA without a mask: 2 forward, 5 backward (fewer for fewer
+        gradients).
     Raises ValueError / TypeError naming the argument; RuntimeError for a backend that is not built.
     """
     return _attend(q, k, v, Arguments(None, 0, alpha, saturation, scale, deterministic, backend))
@@ -57,7 +62,11 @@ def soft_mask_attention_varlen(
     q: [T, Hq, D]; k, v: [T, Hkv, D]; the other arguments as in `soft_mask_attention`.
     cu_seqlens: int32 [S + 1] on q's device, from 0 to T, never falling: sequence s owns the rows cu_seqlens[s] up to
         cu_seqlens[s + 1]; empty sequences are allowed. max_seqlen: at least the longest length.
-    Returns [T, Hq, D]. The torch backend reads cu_seqlens on the host, which makes a GPU wait once per pass.
+    Returns [T, Hq, D].
+    The torch backend reads cu_seqlens on the host, which makes a GPU wait once per pass. The kernels do not, so they
+        cannot check its values: a sequence ends at max_seqlen tokens, and rows that no sequence has (such as those past
+        cu_seqlens[-1] when a CUDA graph is replayed with fewer tokens) are 0 in the output and in all gradients.
+    FlopCounterMode counts the lengths in cu_seqlens, or max_seqlen for each sequence under FakeTensorMode.
     """
     _checks.tensor("cu_seqlens", cu_seqlens, "S + 1")
     if isinstance(max_seqlen, bool) or not isinstance(max_seqlen, (int, torch.SymInt)):
@@ -78,10 +87,31 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
     _checks.one_of("saturation", arguments.saturation, SATURATIONS)
     _checks.positive_scale(arguments.scale)
     chosen = _backends.choose(arguments.backend, q.device, lambda name: KERNELS[name].unsupported(q))
-    alpha_float, alpha_tensor = (0.0, alpha) if isinstance(alpha, Tensor) else (float(alpha), None)
-    scale = q.shape[-1] ** -0.5 if arguments.scale is None else float(arguments.scale)
-    settings = arguments.max_seqlen, alpha_float, arguments.saturation, scale, bool(arguments.deterministic), chosen
-    return attention(q, k, v, cu_seqlens, alpha_tensor, *settings)
+    (alpha, alpha_tensor), (scale, scale_tensor) = _alpha(alpha, q), _scale(arguments.scale, q)
+    tensors = cu_seqlens, alpha_tensor, scale_tensor
+    settings = arguments.max_seqlen, alpha, scale, arguments.saturation, bool(arguments.deterministic), chosen
+    return attention(q, k, v, *tensors, *settings)
+
+
+def _alpha(alpha: float | Tensor, q: Tensor) -> tuple[float, Tensor | None]:
+    """(alpha, None) or (0, alpha as a tensor). torch.compile gets a tensor, so that all values share a graph."""
+    if isinstance(alpha, Tensor):
+        return 0.0, alpha
+    if not torch.compiler.is_compiling():
+        return float(alpha), None
+    # On q's device, because an operator that reads a CPU tensor is not captured in a CUDA graph. The compiler traces
+    # this product as one of tensors; torch.full would make it a constant.
+    return 0.0, torch.ones((), dtype=_checks.accumulation_dtype(q.dtype), device=q.device) * alpha
+
+
+def _scale(scale: float | None, q: Tensor) -> tuple[float, Tensor | None]:
+    """The same for the scale, but on the CPU, because the kernels take a number. The default stays a number."""
+    default = q.shape[-1] ** -0.5
+    if scale is None or scale == default:
+        return default, None
+    if not torch.compiler.is_compiling():
+        return float(scale), None
+    return 0.0, torch.ones((), dtype=torch.float64, device="cpu") * scale
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .. import _checks
-from . import autograd, torch_backend
+from . import autograd, flops, torch_backend
 from .kernel_backend import KernelAttention
 from .settings import Gradients, Saved, Settings
 
@@ -30,9 +31,11 @@ class Backend(Protocol):
 KERNELS = {name: KernelAttention(name) for name in ("cuda", "emulated")}
 BACKENDS: dict[str, Backend] = {"torch": torch_backend, **KERNELS}
 
+# Where alpha_tensor or scale_tensor (on the CPU) is given, it is used in place of the number. torch.compile makes a graph
+# for each value of a number.
 _SETTINGS = (
-    "Tensor? cu_seqlens, Tensor? alpha_tensor, SymInt max_seqlen, float alpha, str saturation, float scale, "
-    "bool deterministic, str backend"
+    "Tensor? cu_seqlens, Tensor? alpha_tensor, Tensor? scale_tensor, SymInt max_seqlen, float alpha, float scale, "
+    "str saturation, bool deterministic, str backend"
 )
 torch.library.define(
     "conan_fast::attention_forward", f"(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor, Tensor)"
@@ -55,9 +58,18 @@ def _without_autograd(device: torch.device, function: Callable[..., Result], *ar
     return function(*arguments)
 
 
+def _settings(
+    cu_seqlens: Tensor | None, alpha_tensor: Tensor | None, scale_tensor: Tensor | None, *rest: Any
+) -> Settings:
+    max_seqlen, alpha, scale, saturation, deterministic, _backend = rest
+    alpha = alpha if alpha_tensor is None else alpha_tensor
+    scale = scale if scale_tensor is None else scale_tensor.item()
+    return Settings(cu_seqlens, max_seqlen, alpha, scale, saturation, deterministic)
+
+
 @torch.library.impl("conan_fast::attention_forward", "CompositeExplicitAutograd")
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _without_autograd(q.device, BACKENDS[rest[-1]].forward, q, k, v, Settings(*rest[:-1]))
+    return _without_autograd(q.device, BACKENDS[rest[-1]].forward, q, k, v, _settings(*rest))
 
 
 @torch.library.impl("conan_fast::attention_backward", "CompositeExplicitAutograd")
@@ -73,7 +85,7 @@ def _backward(
 ) -> list[Tensor]:
     if torch.is_grad_enabled() and any(x.requires_grad for x in (grad_out, q, k, v)):  # under create_graph=True
         return list(autograd.Gradients.apply(grad_out, q, k, v, out, logsumexp, needed, *rest))
-    saved, settings = Saved(q, k, v, out, logsumexp), Settings(*rest[:-1])
+    saved, settings = Saved(q, k, v, out, logsumexp), _settings(*rest)
     grads = _without_autograd(q.device, BACKENDS[rest[-1]].backward, grad_out, saved, needed, settings)
     return [grad for grad in grads if grad is not None]
 
@@ -89,3 +101,7 @@ def _backward_shapes(
     _grad: Tensor, q: Tensor, k: Tensor, v: Tensor, _out: Tensor, _logsumexp: Tensor, needed: Sequence[bool], *_: Any
 ) -> list[Tensor]:
     return [x.new_empty(x.shape) for x, wanted in zip((q, k, v), needed, strict=True) if wanted]
+
+
+register_flop_formula(torch.ops.conan_fast.attention_forward, get_raw=True)(flops.forward)
+register_flop_formula(torch.ops.conan_fast.attention_backward, get_raw=True)(flops.backward)

@@ -21,14 +21,13 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # dq, dk, dv; No
 
 
 class Settings(NamedTuple):
-    """The operators' arguments after the tensors, in their order, as every backend takes them."""
+    """As every backend takes them."""
 
     cu_seqlens: Tensor | None  # int32 [S + 1] for packed batches
-    alpha_tensor: Tensor | None  # 0-dim; where given, used in place of alpha
     max_seqlen: int  # of packed batches
-    alpha: float
-    saturation: str
+    alpha: float | Tensor  # a 0-dim tensor may be on the device of q or on the CPU
     scale: float
+    saturation: str
     deterministic: bool
 
 

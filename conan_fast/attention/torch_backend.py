@@ -23,7 +23,7 @@ CACHED_MASK_ELEMENTS = 1 << 14
 
 
 class Mask(NamedTuple):
-    alpha: float | Tensor  # a tensor only where its value is not on the host
+    alpha: float | Tensor  # a tensor only where its value is not on the host; else causal and bidirectional are short
     saturation: str
 
     @property
@@ -112,15 +112,11 @@ def _part_gradients(
 
 
 def _mask(settings: Settings) -> Mask:
-    """With alpha as a number where its value is on the host: then causal and bidirectional take short cuts."""
-    alpha = settings.alpha_tensor
-    if alpha is None:
-        return Mask(settings.alpha, settings.saturation)
-    if alpha.device.type != "cpu":
-        return Mask(alpha, settings.saturation)
-    value = float(alpha.item())
-    _checks.alpha_value(value)
-    return Mask(value, settings.saturation)
+    alpha = settings.alpha
+    if isinstance(alpha, Tensor) and alpha.device.type == "cpu":
+        alpha = alpha.item()
+        _checks.alpha_value(alpha)
+    return Mask(alpha, settings.saturation)
 
 
 def _blocks(part: Part, mask: Mask, query: Tensor, group_size: int) -> Iterator[Block]:

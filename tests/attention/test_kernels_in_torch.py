@@ -26,7 +26,7 @@ def test_operators_pass_torchs_own_checks(kernel_backend, packed, deterministic)
     backend, device = kernel_backend
     q, k, v = (x.detach() if packed else x.detach()[None] for x in packed_inputs(device))
     offsets = OFFSETS.to(device) if packed else None
-    settings = (offsets, torch.tensor(0.3, device=device), 12, 0.3, "key", 0.35, deterministic, backend)
+    settings = (offsets, torch.tensor(0.3, device=device), None, 12, 0.3, 0.35, "key", deterministic, backend)
     opcheck(torch.ops.conan_fast.attention_forward.default, (q, k, v, *settings))
     saved = q, k, v, *torch.ops.conan_fast.attention_forward(q, k, v, *settings)
     for needed in ([True, True, True], [True, False, False], [False, True, False]):
@@ -209,7 +209,7 @@ def test_rows_of_no_sequence_are_zero(kernel_backend, deterministic, ends, longe
             ),
             inputs,
         )
-        settings = Settings(cu_seqlens, None, longest, 0.3, "key", 0.1, deterministic)
+        settings = Settings(cu_seqlens, longest, 0.3, 0.1, "key", deterministic)
         _, logsumexp = KERNELS[backend].forward(*(x.detach() for x in inputs), settings)
     for x in (*results, logsumexp.mT.unsqueeze(-1)):
         assert x[unused].eq(0).all() and x[~unused].ne(0).any(-1).all() and x.isfinite().all()
