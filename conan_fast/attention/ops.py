@@ -31,8 +31,8 @@ class Backend(Protocol):
 KERNELS = {name: KernelAttention(name) for name in ("cuda", "emulated")}
 BACKENDS: dict[str, Backend] = {"torch": torch_backend, **KERNELS}
 
-# Where alpha_tensor or scale_tensor (on the CPU) is given, it is used in place of the number. torch.compile makes a graph
-# for each value of a number.
+# Where alpha_tensor or scale_tensor (on the CPU) is given, it is used in place of the number: torch.compile makes a
+# graph for each value of a number.
 _SETTINGS = (
     "Tensor? cu_seqlens, Tensor? alpha_tensor, Tensor? scale_tensor, SymInt max_seqlen, float alpha, float scale, "
     "str saturation, bool deterministic, str backend"

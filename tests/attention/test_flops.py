@@ -17,9 +17,9 @@ GEMM = 2 * 4 * 8  # FLOP per pair of query and key, for 4 heads of 8
 
 # torch has these formulas for its kernels on GPUs. The one for CPUs does the same.
 CPU_KERNEL = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, out_shape: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda *shapes, out_shape: sdpa_backward_flop_count(*shapes[:4])
+        lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
     ),
 }
 
