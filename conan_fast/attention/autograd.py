@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from . import ops
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:
     """The output of the operator attention_forward, differentiable by q, k and v."""
@@ -33,7 +35,7 @@ class _TracedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:
-        out, logsumexp = torch.ops.conan_fast.attention_forward(q, k, v, *settings)
+        out, logsumexp = ops.forward(q, k, v, *settings)
         ctx.save_for_backward(q, k, v, out, logsumexp, *settings[:3])
         ctx.settings = settings[3:]
         return out
@@ -42,9 +44,9 @@ class _TracedAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         *saved, cu_seqlens, alpha, scale = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        made = torch.ops.conan_fast.attention_backward(
-            grads[0], *saved, needed, cu_seqlens, alpha, scale, *ctx.settings
-        )
+        # Under create_graph=True the gradients get a node whose backward raises.
+        compute = Gradients.apply if torch.is_grad_enabled() else ops.backward
+        made = compute(grads[0], *saved, needed, cu_seqlens, alpha, scale, *ctx.settings)
         return _by_input(made, needed, ctx.settings)
 
 
@@ -59,7 +61,7 @@ class _TransformedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.conan_fast.attention_forward(q, k, v, *settings)
+        return ops.forward(q, k, v, *settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -89,7 +91,7 @@ class Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.conan_fast.attention_backward(*inputs))
+        return tuple(ops.backward(*inputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

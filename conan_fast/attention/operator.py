@@ -14,6 +14,9 @@ from .ops import KERNELS
 from .settings import Arguments
 from .soft_mask import SATURATIONS
 
+_PADDED = "B, L, Hq, D", "B, L, Hkv, D", "B, L, Hkv, D"  # q, k, v
+_PACKED = "T, Hq, D", "T, Hkv, D", "T, Hkv, D"
+
 
 def soft_mask_attention(
     q: Tensor,
@@ -76,10 +79,9 @@ def soft_mask_attention_varlen(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
     cu_seqlens, alpha = arguments.cu_seqlens, arguments.alpha
-    packed = cu_seqlens is not None
-    for name, value, heads in (("q", q, "Hq"), ("k", k, "Hkv"), ("v", v, "Hkv")):
-        _checks.tensor(name, value, f"T, {heads}, D" if packed else f"B, L, {heads}, D")
-    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    for name, value, shape in zip("qkv", (q, k, v), _PADDED if cu_seqlens is None else _PACKED, strict=True):
+        _checks.tensor(name, value, shape)
+    q, k, v = _autocast(q, k, v)
     _check_shapes(q, k, v)
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q)
@@ -114,14 +116,13 @@ def _scale(scale: float | None, q: Tensor) -> tuple[float, Tensor | None]:
     return 0.0, torch.ones((), dtype=torch.float64, device="cpu") * scale
 
 
-def _autocast(x: Tensor) -> Tensor:
-    """x as torch.autocast passes it to SDPA: in the autocast dtype where autocast is on (float64 stays)."""
-    device = x.device.type
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As torch.autocast passes them to SDPA: in the autocast dtype where autocast is on (float64 stays)."""
+    device = tensors[0].device.type
     if not _has_autocast(device) or not torch.is_autocast_enabled(device):
-        return x
-    if not x.dtype.is_floating_point or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if not x.dtype.is_floating_point or x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
 @torch.compiler.assume_constant_result  # torch 2.6 cannot trace the question
@@ -131,13 +132,13 @@ def _has_autocast(device: str) -> bool:
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     _checks.floating_alike(q=q, k=k, v=v)
+    (*q_tokens, heads, head_dim), (*k_tokens, kv_heads, k_head_dim) = q.shape, k.shape
     if k.shape != v.shape:
         raise ValueError(f"v must have the shape of k, {list(k.shape)}, got {list(v.shape)}")
-    if k.shape[:-2] != q.shape[:-2]:
-        raise ValueError(f"k must have the tokens of q, {list(q.shape[:-2])}, got {list(k.shape[:-2])}")
-    if k.shape[-1] != q.shape[-1] or q.shape[-1] == 0:
-        raise ValueError(f"k must have the head_dim of q (at least 1), {q.shape[-1]}, got {k.shape[-1]}")
-    heads, kv_heads = q.shape[-2], k.shape[-2]
+    if k_tokens != q_tokens:
+        raise ValueError(f"k must have the tokens of q, {q_tokens}, got {k_tokens}")
+    if k_head_dim != head_dim or head_dim == 0:
+        raise ValueError(f"k must have the head_dim of q (at least 1), {head_dim}, got {k_head_dim}")
     if heads == 0 or kv_heads == 0 or heads % kv_heads != 0:
         raise ValueError(f"q must have a multiple of the {kv_heads} heads of k and v, got {heads} heads")
 

@@ -8,7 +8,7 @@ index: bit-equal from run to run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,6 +27,14 @@ CPU_WORKSPACE_BYTES = 4 << 20
 PADDING_TOKENS, PADDING_SHARE = 8, 0.2
 
 
+class Block(NamedTuple):
+    """Query positions of a part that are computed together, and the number of keys that they need."""
+
+    first: int
+    stop: int
+    keys: int
+
+
 class Part(NamedTuple):
     """Sequences and K/V heads that are computed together. The sequences are padded to one length."""
 
@@ -34,6 +42,7 @@ class Part(NamedTuple):
     length: int
     batch: slice | None = None  # which sequences of a batch [B, L, heads, D]; None: all, or the batch is packed
     heads: slice | None = None  # which K/V heads; None: all
+    blocks: tuple[Block, ...] = ()  # that fit the workspace, the last one first: no other one needs more keys
     # Packed batches only.
     source: Tensor | None = None  # [n * L] the packed row of each place; padding repeats the sequence's last row
     lengths: tuple[int, ...] | None = None  # own lengths; None if all have `length` tokens
@@ -44,35 +53,37 @@ class Part(NamedTuple):
         source, places, target = (x if x is None else x.to(device) for x in (self.source, self.places, self.target))
         return self._replace(source=source, places=places, target=target)
 
-    def take(self, x: Tensor, group_size: int) -> Tensor:
-        """The part's rows of x, which has group_size heads per K/V head: [n * K/V heads, L * group_size, D].
+    def take(self, x: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+        """The part's rows of x, which has group_size heads per K/V head: [n * K/V heads, L * group_size, D] in `dtype`.
 
-        In the accumulation dtype. It may be a view of x.
+        It may be a view of x.
         """
         rows = x if self.heads is None else x.narrow(-2, *_span(self.heads, group_size))
         if self.source is not None:
-            rows = rows.index_select(0, self.source)
+            rows = rows.index_select(0, self.source).view(self.num_sequences, self.length, -1, rows.shape[-1])
         elif self.batch is not None:
             rows = rows[self.batch]
-        rows = rows.view(self.num_sequences, self.length, -1, group_size, x.shape[-1]).transpose(1, 2)
-        # The format makes a conversion write rows in this order; without a conversion it has no effect.
-        rows = rows.to(_checks.accumulation_dtype(x.dtype), memory_format=torch.contiguous_format)
-        return rows.reshape(-1, self.length * group_size, x.shape[-1])
+        if group_size > 1:
+            rows = rows.view(*rows.shape[:2], -1, group_size, rows.shape[-1])
+        rows = rows.transpose(1, 2)
+        if rows.dtype != dtype:
+            rows = rows.to(dtype, memory_format=torch.contiguous_format)
+        return rows.reshape(-1, self.length * group_size, rows.shape[-1])
 
     def put(self, target: Tensor, value: Tensor, group_size: int) -> None:
         """Writes value, in the form of `take`, to the part's rows of target."""
-        rows = value.view(self.num_sequences, -1, self.length, group_size, value.shape[-1]).transpose(1, 2)
+        positions = (self.length, group_size) if group_size > 1 else (self.length,)
+        rows = value.view(self.num_sequences, -1, *positions, value.shape[-1]).transpose(1, 2)
         if self.heads is not None:
             target = target.narrow(-2, *_span(self.heads, group_size))
         if self.source is None:
-            if self.batch is not None:
-                target = target[self.batch]
-            target.view(rows.shape).copy_(rows)
+            target = target if self.batch is None else target[self.batch]
+            (target.view(rows.shape) if group_size > 1 else target).copy_(rows)
             return
-        rows, index = rows.reshape(-1, *target.shape[1:]).to(target.dtype), self.source
+        rows, index = rows.reshape(-1, *target.shape[1:]), self.source
         if self.places is not None and self.target is not None:
             rows, index = rows.index_select(0, self.places), self.target
-        target.index_copy_(0, index, rows)
+        target.index_copy_(0, index, rows.to(target.dtype))
 
 
 def _span(heads: slice, group_size: int) -> tuple[int, int]:
@@ -80,55 +91,78 @@ def _span(heads: slice, group_size: int) -> tuple[int, int]:
     return heads.start * group_size, (heads.stop - heads.start) * group_size
 
 
-def workspace(device: torch.device) -> int:
-    return CPU_WORKSPACE_BYTES if device.type == "cpu" else WORKSPACE_BYTES
+class _Sizes(NamedTuple):
+    """What the parts of a batch depend on, besides its sequences."""
+
+    kv_heads: int
+    group_size: int
+    room: int  # scores that may live at once: elements of each of the two buffers
+    causal: bool
 
 
-def parts(q: Tensor, k: Tensor, cu_seqlens: Tensor | None, max_seqlen: int) -> Iterator[Part]:
+def parts(q: Tensor, k: Tensor, cu_seqlens: Tensor | None, max_seqlen: int, causal: bool) -> Iterable[Part]:
     """The parts of a batch: all heads of several sequences, or one K/V head of a long one."""
-    room, element_bytes = workspace(q.device), _checks.accumulation_dtype(q.dtype).itemsize
-    most_scores = room // (2 * q.shape[-2] * element_bytes)  # per head
+    workspace = CPU_WORKSPACE_BYTES if q.is_cpu else WORKSPACE_BYTES
+    element_bytes = 8 if q.dtype == torch.float64 else 4
+    kv_heads = k.shape[-2]
+    sizes = _Sizes(kv_heads, q.shape[-2] // kv_heads, workspace // (2 * element_bytes), causal)
     if cu_seqlens is None:
-        found = _batch_parts(*q.shape[:2], most_scores)
-    else:
-        found = _packed_parts(tuple(cu_seqlens.tolist()), max_seqlen, q.shape[0], most_scores)
-    for part in found:
-        if q.device.type != "cpu":
-            part = part.on(q.device)
-        if part.length**2 <= most_scores:
-            yield part
-        else:
-            yield from (part._replace(heads=slice(head, head + 1)) for head in range(k.shape[-2]))
+        return _batch_parts(q.shape[0], q.shape[1], sizes)
+    found = _packed_parts(tuple(cu_seqlens.tolist()), max_seqlen, q.shape[0], sizes)
+    return found if q.is_cpu else (part.on(q.device) for part in found)
 
 
+# All layers of a model have the same sequences, in both passes.
 @lru_cache(maxsize=8)
-def _batch_parts(batch: int, length: int, most_scores: int) -> list[Part]:
+def _batch_parts(batch: int, length: int, sizes: _Sizes) -> list[Part]:
     if batch == 0 or length == 0:
         return []
-    step = max(1, most_scores // length**2)
+    step = _fitting(length, sizes)
     if step >= batch:
-        return [Part(batch, length)]
+        return list(_by_heads(Part(batch, length), sizes))
     starts = range(0, batch, step)
-    return [Part(min(step, batch - start), length, slice(start, start + step)) for start in starts]
+    slices = [slice(start, min(start + step, batch)) for start in starts]
+    return [part for s in slices for part in _by_heads(Part(s.stop - s.start, length, s), sizes)]
 
 
-# The passes of all layers of a model have the same sequences.
 @lru_cache(maxsize=8)
-def _packed_parts(offsets: tuple[int, ...], max_seqlen: int, tokens: int, most_scores: int) -> list[Part]:
+def _packed_parts(offsets: tuple[int, ...], max_seqlen: int, tokens: int, sizes: _Sizes) -> list[Part]:
     lengths = _checks.sequences(offsets, max_seqlen, tokens)
     order = sorted((s for s in range(len(lengths)) if lengths[s] > 0), key=lambda s: -lengths[s])
-    found, first = [], 0
+    found: list[Part] = []
+    first = 0
     while first < len(order):
         length = lengths[order[first]]
         shortest = max(1, length - max(PADDING_TOKENS, int(PADDING_SHARE * length)))
-        most = max(1, most_scores // length**2)
+        most = _fitting(length, sizes)
         last = first + 1
         while last < len(order) and last - first < most and lengths[order[last]] >= shortest:
             last += 1
         together = order[first:last]
-        found.append(_pad_sequences([offsets[s] for s in together], [lengths[s] for s in together]))
+        part = _pad_sequences([offsets[s] for s in together], [lengths[s] for s in together])
+        found.extend(_by_heads(part, sizes))
         first = last
     return found
+
+
+def _fitting(length: int, sizes: _Sizes) -> int:
+    """How many sequences of this length fit the workspace with all heads; at least one."""
+    return max(1, sizes.room // (sizes.kv_heads * sizes.group_size * length**2))
+
+
+def _by_heads(part: Part, sizes: _Sizes) -> Iterator[Part]:
+    """The part with its blocks, if it fits the workspace, else one part per K/V head."""
+    row_scores = part.num_sequences * sizes.group_size * part.length  # of a query position and a K/V head
+    if row_scores * part.length * sizes.kv_heads <= sizes.room:
+        yield part._replace(blocks=_blocks(part.length, part.length, sizes.causal))
+        return
+    blocks = _blocks(part.length, max(1, sizes.room // row_scores), sizes.causal)
+    yield from (part._replace(heads=slice(head, head + 1), blocks=blocks) for head in range(sizes.kv_heads))
+
+
+def _blocks(length: int, step: int, causal: bool) -> tuple[Block, ...]:
+    stops = ((first, min(first + step, length)) for first in reversed(range(0, length, step)))
+    return tuple(Block(first, stop, stop if causal else length) for first, stop in stops)
 
 
 def _pad_sequences(starts: list[int], lengths: list[int]) -> Part:

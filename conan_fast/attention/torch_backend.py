@@ -5,7 +5,7 @@ Every part of a batch (`parts.py`) goes through batched GEMMs, long sequences in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._numerics import exp_
-from .parts import Part, parts, workspace
+from .parts import Block, Part, parts
 from .settings import Gradients, Saved, Settings
 from .soft_mask import above_diagonal
 
@@ -23,40 +23,20 @@ CACHED_MASK_ELEMENTS = 1 << 14
 
 
 class Mask(NamedTuple):
-    alpha: float | Tensor  # a tensor only where its value is not on the host; else causal and bidirectional are short
+    alpha: float | Tensor  # a tensor only where its value is not on the host
     saturation: str
-
-    @property
-    def causal(self) -> bool:
-        return isinstance(self.alpha, float) and self.alpha == 0.0
-
-    @property
-    def bidirectional(self) -> bool:
-        return isinstance(self.alpha, float) and self.alpha == 1.0
-
-
-class Block(NamedTuple):
-    """Query positions of a part that are computed together, and the number of keys that they need."""
-
-    first: int
-    stop: int
-    keys: int
-    group_size: int
-
-    def queries(self, x: Tensor) -> Tensor:
-        """The block's rows of x [n * K/V heads, L * group_size, ...]."""
-        return _narrow(x, self.first * self.group_size, (self.stop - self.first) * self.group_size)
+    causal: bool  # known to be: this and the next take short cuts
+    bidirectional: bool
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """(out like q, logsumexp of each row [..., heads, tokens], float32 or float64)."""
-    mask, group_size = _mask(settings), q.shape[-2] // k.shape[-2]
-    dtype = _checks.accumulation_dtype(q.dtype)
+    mask, group_size, dtype = _mask(settings), q.shape[-2] // k.shape[-2], _checks.accumulation_dtype(q.dtype)
     out, logsumexp = q.new_empty(q.shape), q.new_empty((*q.shape[:-3], q.shape[-2], q.shape[-3]), dtype=dtype)
-    for part in parts(q, k, settings.cu_seqlens, settings.max_seqlen):
-        query, key, value = part.take(q, group_size) * settings.scale, part.take(k, 1), part.take(v, 1)
-        outs, logsumexps = [], []
-        for block in _blocks(part, mask, query, group_size):
+    for part in parts(q, k, settings.cu_seqlens, settings.max_seqlen, mask.causal):
+        query, key, value = part.take(q, group_size, dtype), part.take(k, 1, dtype), part.take(v, 1, dtype)
+        query, outs, logsumexps = query * settings.scale, [], []
+        for block in part.blocks:
             weights = _scores(block, part, mask, query, key)
             largest = weights.amax(-1, keepdim=True)
             exp_(weights.sub_(largest))
@@ -71,16 +51,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor
 def backward(grad_out: Tensor, saved: Saved, needed: Sequence[bool], settings: Settings) -> Gradients:
     """(dq, dk, dv), each like its input, or None where it is not needed."""
     q, k, v = saved[:3]
-    mask, group_size = _mask(settings), q.shape[-2] // k.shape[-2]
+    mask, sizes = _mask(settings), (q.shape[-2] // k.shape[-2], 1, 1)
     dq, dk, dv = (x.new_empty(x.shape) if wanted else None for x, wanted in zip((q, k, v), needed, strict=True))
-    for part in parts(q, k, settings.cu_seqlens, settings.max_seqlen):
-        part_dq, part_dk, part_dv = _part_gradients(part, grad_out, saved, needed, settings.scale, mask)
-        if dq is not None and part_dq is not None:
-            part.put(dq, part_dq, group_size)
-        if dk is not None and part_dk is not None:
-            part.put(dk, part_dk, 1)
-        if dv is not None and part_dv is not None:
-            part.put(dv, part_dv, 1)
+    for part in parts(q, k, settings.cu_seqlens, settings.max_seqlen, mask.causal):
+        found = _part_gradients(part, grad_out, saved, needed, settings.scale, mask)
+        for target, value, group_size in zip((dq, dk, dv), found, sizes, strict=True):
+            if target is not None and value is not None:
+                part.put(target, value, group_size)
     return dq, dk, dv
 
 
@@ -89,69 +66,66 @@ def _part_gradients(
 ) -> Gradients:
     """(dq, dk, dv) of a part. M is constant, so dS = P (dP - rowsum(dO O)) as without a mask."""
     (q, k, v, out, logsumexp), (need_dq, need_dk, need_dv) = saved, needed
-    group_size = q.shape[-2] // k.shape[-2]
-    query, key = part.take(q, group_size) * scale, part.take(k, 1)
-    grad, norm = part.take(grad_out, group_size), part.take(_as_rows(logsumexp), group_size)
+    group_size, dtype = q.shape[-2] // k.shape[-2], logsumexp.dtype
+    query, key = part.take(q, group_size, dtype) * scale, part.take(k, 1, dtype)
+    grad, norm = part.take(grad_out, group_size, dtype), part.take(_as_rows(logsumexp), group_size, dtype)
     value = delta = dk = dv = None
     if need_dq or need_dk:
-        value, delta = part.take(v, 1), (part.take(out, group_size) * grad).sum(-1, keepdim=True)
+        value = part.take(v, 1, dtype)
+        delta = (part.take(out, group_size, dtype) * grad).sum(-1, keepdim=True)
     dqs = []
-    for block in _blocks(part, mask, query, group_size):
-        weights = exp_(_scores(block, part, mask, query, key).sub_(block.queries(norm)))
-        block_grad = block.queries(grad)
+    for block in part.blocks:
+        weights = exp_(_scores(block, part, mask, query, key).sub_(_of(block, norm, group_size)))
+        block_grad = _of(block, grad, group_size)
         if need_dv:
             dv = _add_product(dv, weights.mT, block_grad)
         if value is None or delta is None:
             continue
-        grad_scores = torch.bmm(block_grad, _narrow(value, 0, block.keys).mT).sub_(block.queries(delta)).mul_(weights)
+        grad_scores = torch.bmm(block_grad, _narrow(value, 0, block.keys).mT)
+        grad_scores.sub_(_of(block, delta, group_size)).mul_(weights)
         if need_dq:
             dqs.append(torch.bmm(grad_scores, _narrow(key, 0, block.keys)))
         if need_dk:
-            dk = _add_product(dk, grad_scores.mT, block.queries(query))
+            dk = _add_product(dk, grad_scores.mT, _of(block, query, group_size))
     return _join(dqs).mul_(scale) if need_dq else None, dk, dv
 
 
 def _mask(settings: Settings) -> Mask:
     alpha = settings.alpha
-    if isinstance(alpha, Tensor) and alpha.device.type == "cpu":
+    if isinstance(alpha, Tensor):
+        if not alpha.is_cpu:
+            return Mask(alpha, settings.saturation, False, False)
         alpha = alpha.item()
         _checks.alpha_value(alpha)
-    return Mask(alpha, settings.saturation)
-
-
-def _blocks(part: Part, mask: Mask, query: Tensor, group_size: int) -> Iterator[Block]:
-    """Blocks that fit the workspace, the last one first: no other one needs more keys."""
-    position_bytes = 2 * query.element_size() * query.shape[0] * query.shape[1]  # 2 * n * heads * L keys
-    step = max(1, workspace(query.device) // position_bytes)
-    for first in reversed(range(0, part.length, step)):
-        stop = min(first + step, part.length)
-        yield Block(first, stop, stop if mask.causal else part.length, group_size)
+    return Mask(alpha, settings.saturation, alpha == 0.0, alpha == 1.0)
 
 
 def _scores(block: Block, part: Part, mask: Mask, query: Tensor, key: Tensor) -> Tensor:
     """query . key + log M of a block: [n * K/V heads, rows * group_size, keys]. `query` is scaled."""
-    scores = torch.bmm(block.queries(query), _narrow(key, 0, block.keys).mT)
+    group_size = query.shape[1] // part.length
+    scores = torch.bmm(_of(block, query, group_size), _narrow(key, 0, block.keys).mT)
     if mask.bidirectional and part.lengths is None:
         return scores
-    # On the host alpha is a number, so that it can be a key of the cache.
-    small = (1 if part.lengths is None else part.num_sequences) * (
-        block.stop - block.first
-    ) * block.keys <= CACHED_MASK_ELEMENTS
-    log_mask = _cached_log_mask if small and query.device.type == "cpu" else _log_mask
-    bias = log_mask(block[:3], part.length, part.lengths, mask, query.dtype, query.device)
-    scores.view(part.num_sequences, -1, block.stop - block.first, block.group_size, block.keys).add_(bias)
+    rows, count = block.stop - block.first, 1 if part.lengths is None else part.num_sequences
+    small = query.is_cpu and count * rows * block.keys <= CACHED_MASK_ELEMENTS  # on a CPU alpha is a number
+    log_mask = _cached_log_mask if small else _log_mask
+    bias = log_mask(block, part.length, part.lengths, mask, query.dtype, query.device)
+    if group_size > 1 or count > 1:
+        scores.view(part.num_sequences, -1, rows, group_size, block.keys).add_(bias[:, None, :, None])
+    else:
+        scores.add_(bias)
     return scores
 
 
 def _log_mask(
-    block: tuple[int, int, int],
+    block: Block,
     length: int,
     lengths: tuple[int, ...] | None,
     mask: Mask,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """log M with -inf on padding, [n or 1, 1, rows, 1, keys]."""
+    """log M with -inf on padding, [n or 1, rows, keys]."""
     first, stop, keys = block
     i = torch.arange(first, stop, device=device)[None, :, None]
     j = torch.arange(keys, device=device)[None, None, :]
@@ -161,10 +135,15 @@ def _log_mask(
     if lengths is not None:
         # Rows of padding get weights 0 in the backward pass. In the forward pass they become NaN and are dropped.
         bias = bias.masked_fill((j >= own) | (i >= own), -torch.inf)
-    return bias.expand(-1, stop - first, keys)[:, None, :, None, :]
+    return bias.expand(-1, stop - first, keys)
 
 
 _cached_log_mask = lru_cache(maxsize=32)(_log_mask)
+
+
+def _of(block: Block, x: Tensor, group_size: int) -> Tensor:
+    """The block's rows of x [n * K/V heads, L * group_size, ...]."""
+    return _narrow(x, block.first * group_size, (block.stop - block.first) * group_size)
 
 
 def _narrow(x: Tensor, first: int, count: int) -> Tensor:
@@ -173,7 +152,7 @@ def _narrow(x: Tensor, first: int, count: int) -> Tensor:
 
 
 def _join(blocks: list[Tensor]) -> Tensor:
-    """All rows of a part, from what `_blocks` gave, which is the last block first."""
+    """All rows of a part, from its blocks, of which the last one comes first."""
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks[::-1], 1)
 
 
