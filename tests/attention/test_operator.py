@@ -222,6 +222,6 @@ def test_modes_and_subclasses_of_torch_see_the_operators():
         "conan_fast::attention_forward",
         "conan_fast::attention_backward",
     ]
-    with FakeTensorMode() as mode:
-        fake = [mode.from_tensor(x.detach()) for x in (q, k, v)]
+    mode = FakeTensorMode()
+    fake = [mode.from_tensor(x.detach()) for x in (q, k, v)]
     assert isinstance(soft_mask_attention(*fake, 0.5), FakeTensor)  # outside of the mode
