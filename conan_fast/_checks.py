@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def positive_scale(scale: Any) -> None:
         return
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be None or a float, got {type(scale).__name__}")
-    if not (scale > 0.0 and math.isfinite(scale)):
+    if not 0.0 < scale < math.inf:  # torch.compile cannot trace math.isfinite
         raise ValueError(f"scale must be None or positive and finite, got {scale}")
 
 
@@ -141,16 +142,15 @@ def matryoshka(
     return [wanted[index] for index in rising], [factors[index] for index in rising], places
 
 
-def sequences(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """(first rows, lengths) of the sequences, int64 on the host, with the values of cu_seqlens checked."""
-    offsets = cu_seqlens.to("cpu", torch.int64)
-    lengths = offsets.diff()
-    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens:
-        got = f"{int(offsets[0])} to {int(offsets[-1])}"
+def sequences(cu_seqlens: Sequence[int], max_seqlen: int, tokens: int) -> list[int]:
+    """The lengths of the sequences, with the values of cu_seqlens checked."""
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens:
+        got = f"{cu_seqlens[0]} to {cu_seqlens[-1]}"
         raise ValueError(f"cu_seqlens must start at 0 and end at the {tokens} tokens of q, got {got}")
-    if len(lengths) and int(lengths.min()) < 0:
-        raise ValueError(f"cu_seqlens must not fall, got a step of {int(lengths.min())}")
-    longest = int(lengths.max()) if len(lengths) else 0
+    lengths = [end - start for start, end in pairwise(cu_seqlens)]
+    if lengths and min(lengths) < 0:
+        raise ValueError(f"cu_seqlens must not fall, got a step of {min(lengths)}")
+    longest = max(lengths, default=0)
     if max_seqlen < longest:
         raise ValueError(f"max_seqlen must be at least the longest sequence, {longest}, got {max_seqlen}")
-    return offsets[:-1], lengths
+    return lengths

@@ -16,13 +16,14 @@ def inputs(*tokens):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("alpha_tensor", [None, torch.tensor(0.3)])
-def test_attention_operators(packed, alpha_tensor):
+@pytest.mark.parametrize(("alpha_tensor", "scale_tensor"), [(None, None), (torch.tensor(0.3), torch.tensor(0.4))])
+def test_attention_operators(packed, alpha_tensor, scale_tensor):
     q, k, v = inputs(17) if packed else inputs(3, 17)
-    settings = (OFFSETS if packed else None, 12, 0.3, alpha_tensor, "key", 0.35, False, "torch")
+    settings = (OFFSETS if packed else None, alpha_tensor, scale_tensor, 12, 0.3, 0.35, "key", False, "torch")
     opcheck(torch.ops.conan_fast.attention_forward.default, (q, k, v, *settings))
-    out, logsumexp = torch.ops.conan_fast.attention_forward(q, k, v, *settings)
-    opcheck(torch.ops.conan_fast.attention_backward.default, (out.clone(), q, k, v, out, logsumexp, *settings))
+    saved = q, k, v, *torch.ops.conan_fast.attention_forward(q, k, v, *settings)
+    for needed in ([True, True, True], [True, False, False], [False, True, False], [False, False, True]):
+        opcheck(torch.ops.conan_fast.attention_backward.default, (saved[3].clone(), *saved, needed, *settings))
 
 
 @pytest.mark.parametrize("with_gradients", [False, True])

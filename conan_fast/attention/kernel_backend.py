@@ -5,6 +5,7 @@ The same code serves "cuda" and "emulated" (the kernels compiled for the CPU). N
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from .. import _checks, _first_use, _native
-from .settings import Settings
+from .settings import Gradients, Saved, Settings
 from .soft_mask import SATURATIONS
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -51,7 +52,7 @@ class KernelAttention:
         """(out like q, natural logsumexp of each row [..., heads, tokens], float32)."""
         q, k, v = _aligned(q), _aligned(k), _aligned(v)
         shared, schedule = self._arguments(q, settings)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = _empty_like(q)
         logsumexp = torch.empty(
             (*q.shape[:-3], q.shape[-2], q.shape[-3]), dtype=torch.float32, device=q.device
         )  # [..., heads, tokens]
@@ -61,26 +62,31 @@ class KernelAttention:
         )  # fmt: skip
         return out, logsumexp
 
-    def backward(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, settings: Settings
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(dq, dk, dv). Deterministic: dq comes from a kernel of its own, in place of atomic additions."""
-        grad_out, q, k, v, out = (_aligned(x) for x in (grad_out, q, k, v, out))
-        logsumexp = logsumexp.contiguous()
+    def backward(self, grad_out: Tensor, saved: Saved, needed: Sequence[bool], settings: Settings) -> Gradients:
+        """(dq, dk, dv), None for those that are not needed.
+
+        dk and dv come from one kernel, which also adds to dq by atomic additions. A kernel of its own makes dq where it
+        is needed alone or deterministic.
+        """
+        grad_out, q, k, v, out = (_aligned(x) for x in (grad_out, *saved[:4]))
+        logsumexp = saved.logsumexp.contiguous()
         shared, schedule = self._arguments(q, settings)
-        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        need_dq, need_dk, need_dv = needed
+        ordered = settings.deterministic or torch.are_deterministic_algorithms_enabled()
+        dq = _empty_like(q) if need_dq else None
+        dk, dv = (_empty_like(k), _empty_like(v)) if need_dk or need_dv else (None, None)
         delta = torch.empty(logsumexp.shape, dtype=torch.float32, device=q.device)
         dq_sum = None
-        if not (settings.deterministic or torch.are_deterministic_algorithms_enabled()):
+        if need_dq and dk is not None and not ordered:
             dq_sum = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         self._module.attention_backward(
             to_dlpack(grad_out), to_dlpack(q), to_dlpack(k), to_dlpack(v), to_dlpack(out), to_dlpack(logsumexp),
-            *shared, to_dlpack(dq), to_dlpack(dk), to_dlpack(dv), _capsule(dq_sum), to_dlpack(delta),
-            _capsule(schedule), _stream(q.device),
+            *shared, _capsule(None if dq_sum is not None else dq), _capsule(dk), _capsule(dv), _capsule(dq_sum),
+            to_dlpack(delta), _capsule(schedule), _stream(q.device),
         )  # fmt: skip
         if dq_sum is not None:
             torch.mul(dq_sum, settings.scale, out=dq)
-        return dq, dk, dv
+        return dq, dk if need_dk else None, dv if need_dv else None
 
     def _arguments(self, q: Tensor, settings: Settings) -> tuple[list[object], Tensor | None]:
         """What the kernels of both passes take: cu_seqlens, max_seqlen, alpha (twice), saturation, scale; and, for a
@@ -89,11 +95,11 @@ class KernelAttention:
         cu_seqlens, schedule = settings.cu_seqlens, None
         if cu_seqlens is not None:
             if cu_seqlens.device.type == "cpu":  # on a GPU the kernels clamp the offsets
-                _checks.sequences(cu_seqlens, settings.max_seqlen, q.shape[0])
+                _checks.sequences(cu_seqlens.tolist(), settings.max_seqlen, q.shape[0])
             cu_seqlens = cu_seqlens.contiguous()
             slots = self._module.schedule_slots(q.shape[0], len(cu_seqlens) - 1)
             schedule = torch.empty((slots, 4), dtype=torch.int32, device=q.device)
-        alpha, alpha_tensor = _alpha(settings.alpha, settings.alpha_tensor, q.device)
+        alpha, alpha_tensor = _alpha(settings.alpha, q.device)
         code = SATURATIONS.index(settings.saturation)
         arguments = [_capsule(cu_seqlens), settings.max_seqlen, alpha, _capsule(alpha_tensor), code, settings.scale]
         return arguments, schedule
@@ -103,6 +109,10 @@ class KernelAttention:
 def _head_dims(backend: str) -> list[int]:
     dims: list[int] = _native.module(backend).head_dims
     return dims
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _capsule(x: Tensor | None) -> object:
@@ -121,12 +131,12 @@ def _aligned(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _alpha(alpha: float, alpha_tensor: Tensor | None, device: torch.device) -> tuple[float, Tensor | None]:
+def _alpha(alpha: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
     """A number where the value is on the host of a GPU, else a float32 tensor on the device, which the kernels read."""
-    if alpha_tensor is None:
+    if not isinstance(alpha, Tensor):
         return alpha, None
-    if alpha_tensor.device.type == "cpu":
-        _checks.alpha_value(alpha_tensor.item())
-    if alpha_tensor.device != device:
-        return float(alpha_tensor.item()), None
-    return alpha, alpha_tensor.to(torch.float32)
+    if alpha.device.type == "cpu":
+        _checks.alpha_value(alpha.item())
+    if alpha.device != device:
+        return alpha.item(), None
+    return 0.0, alpha.to(torch.float32)

@@ -1,101 +1,21 @@
-"""Soft-masked attention, padded and packed: argument checks, the torch operators, and their gradient.
+"""Soft-masked attention, padded and packed: the public functions and their argument checks.
 
-weights = softmax_j(scale q_i.k_j + log M_ij), M the soft mask of `soft_mask.py`. The operators have a schema and
-a shape function, so that torch.compile keeps them as they are; a backend computes them.
+weights = softmax_j(scale q_i.k_j + log M_ij), M the soft mask of `soft_mask.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _backends, _checks
-from . import torch_backend
-from .kernel_backend import KernelAttention
-from .settings import Arguments, Settings
+from .autograd import attention
+from .ops import KERNELS
+from .settings import Arguments
 from .soft_mask import SATURATIONS
 
-
-class Backend(Protocol):
-    """`forward` and `backward` take the tensors of the operators below, then the rest as Settings."""
-
-    @property
-    def forward(self) -> Callable[..., tuple[Tensor, Tensor]]: ...
-    @property
-    def backward(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]: ...
-
-
-KERNELS = {name: KernelAttention(name) for name in ("cuda", "emulated")}
-BACKENDS: dict[str, Backend] = {"torch": torch_backend, **KERNELS}
-
-_SETTINGS = (
-    "Tensor? cu_seqlens, SymInt max_seqlen, float alpha, Tensor? alpha_tensor, str saturation, float scale, "
-    "bool deterministic, str backend"
-)
-torch.library.define(
-    "conan_fast::attention_forward", f"(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor, Tensor)"
-)
-torch.library.define(
-    "conan_fast::attention_backward",
-    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, "
-    f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)",
-)
-
-
-@torch.library.impl("conan_fast::attention_forward", "CompositeExplicitAutograd")
-def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        return BACKENDS[rest[-1]].forward(q, k, v, Settings(*rest[:-1]))
-
-
-@torch.library.impl("conan_fast::attention_backward", "CompositeExplicitAutograd")
-def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.no_grad(), torch.autocast(grad_out.device.type, enabled=False):
-        return BACKENDS[rest[-1]].backward(grad_out, q, k, v, out, logsumexp, Settings(*rest[:-1]))
-
-
-@torch.library.register_fake("conan_fast::attention_forward")
-def _forward_shapes(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    lines = (*q.shape[:-3], q.shape[-2], q.shape[-3])
-    return q.new_empty(q.shape), q.new_empty(lines, dtype=_checks.accumulation_dtype(q.dtype))
-
-
-@torch.library.register_fake("conan_fast::attention_backward")
-def _backward_shapes(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-class _Attention(torch.autograd.Function):
-    """Keeps q, k, v, out and the logsumexp of the rows; the backward pass recomputes the weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, alpha: Tensor | None, *settings: Any
-    ) -> Tensor:
-        max_seqlen, alpha_float, saturation, scale, deterministic, backend = settings
-        out, logsumexp = torch.ops.conan_fast.attention_forward(
-            q, k, v, cu_seqlens, max_seqlen, alpha_float, alpha, saturation, scale, deterministic, backend
-        )
-        ctx.save_for_backward(q, k, v, out, logsumexp, cu_seqlens, alpha)
-        ctx.settings = settings
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        q, k, v, out, logsumexp, cu_seqlens, alpha = ctx.saved_tensors
-        max_seqlen, alpha_float, saturation, scale, deterministic, backend = ctx.settings
-        dq, dk, dv = torch.ops.conan_fast.attention_backward(
-            grads[0], q, k, v, out, logsumexp,
-            cu_seqlens, max_seqlen, alpha_float, alpha, saturation, scale, deterministic, backend,
-        )  # fmt: skip
-        return dq, dk, dv, None, None, None, None, None, None, None, None
+_PADDED = "B, L, Hq, D", "B, L, Hkv, D", "B, L, Hkv, D"  # q, k, v
+_PACKED = "T, Hq, D", "T, Hkv, D", "T, Hkv, D"
 
 
 def soft_mask_attention(
@@ -116,7 +36,12 @@ def soft_mask_attention(
     alpha: float in [0, 1] or 0-dim tensor (no gradient flows to it; on a GPU its value is not read on the host).
     saturation: "key" | "query" | "uniform", see `soft_mask.py`. scale: default 1 / sqrt(D).
     deterministic: gradients equal to the bit from run to run (the torch backend always is).
-    Returns [B, L, Hq, D] in q's dtype. First derivatives only.
+    Returns [B, L, Hq, D] in q's dtype.
+    Derivatives: first ones by q, k and v, by autograd and torch.func (grad, vjp, jacrev, vmap over q, k and v); only
+        those that are asked for are computed. Others (create_graph=True differentiated again, jvp) raise RuntimeError.
+    torch.compile: all values of alpha and scale share one graph if dynamic=True, else two.
+    torch's FlopCounterMode counts the GEMMs as for SDPA without a mask: 2 forward, 5 backward (fewer for fewer
+        gradients).
     Raises ValueError / TypeError naming the argument; RuntimeError for a backend that is not built.
     """
     return _attend(q, k, v, Arguments(None, 0, alpha, saturation, scale, deterministic, backend))
@@ -140,7 +65,11 @@ def soft_mask_attention_varlen(
     q: [T, Hq, D]; k, v: [T, Hkv, D]; the other arguments as in `soft_mask_attention`.
     cu_seqlens: int32 [S + 1] on q's device, from 0 to T, never falling: sequence s owns the rows cu_seqlens[s] up to
         cu_seqlens[s + 1]; empty sequences are allowed. max_seqlen: at least the longest length.
-    Returns [T, Hq, D]. The torch backend reads cu_seqlens on the host, which makes a GPU wait once per pass.
+    Returns [T, Hq, D].
+    The torch backend reads cu_seqlens on the host, which makes a GPU wait once per pass. The kernels do not, so they
+        cannot check its values: a sequence ends at max_seqlen tokens, and rows that no sequence has (such as those past
+        cu_seqlens[-1] when a CUDA graph is replayed with fewer tokens) are 0 in the output and in all gradients.
+    FlopCounterMode counts the lengths in cu_seqlens, or max_seqlen for each sequence under FakeTensorMode.
     """
     _checks.tensor("cu_seqlens", cu_seqlens, "S + 1")
     if isinstance(max_seqlen, bool) or not isinstance(max_seqlen, (int, torch.SymInt)):
@@ -150,10 +79,9 @@ def soft_mask_attention_varlen(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
     cu_seqlens, alpha = arguments.cu_seqlens, arguments.alpha
-    packed = cu_seqlens is not None
-    for name, value, heads in (("q", q, "Hq"), ("k", k, "Hkv"), ("v", v, "Hkv")):
-        _checks.tensor(name, value, f"T, {heads}, D" if packed else f"B, L, {heads}, D")
-    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    for name, value, shape in zip("qkv", (q, k, v), _PADDED if cu_seqlens is None else _PACKED, strict=True):
+        _checks.tensor(name, value, shape)
+    q, k, v = _autocast(q, k, v)
     _check_shapes(q, k, v)
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q)
@@ -161,21 +89,40 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
     _checks.one_of("saturation", arguments.saturation, SATURATIONS)
     _checks.positive_scale(arguments.scale)
     chosen = _backends.choose(arguments.backend, q.device, lambda name: KERNELS[name].unsupported(q))
-    alpha_float, alpha_tensor = (0.0, alpha) if isinstance(alpha, Tensor) else (float(alpha), None)
-    scale = q.shape[-1] ** -0.5 if arguments.scale is None else float(arguments.scale)
-    settings = arguments.max_seqlen, alpha_float, arguments.saturation, scale, bool(arguments.deterministic), chosen
-    out: Tensor = _Attention.apply(q, k, v, cu_seqlens, alpha_tensor, *settings)
-    return out
+    (alpha, alpha_tensor), (scale, scale_tensor) = _alpha(alpha, q), _scale(arguments.scale, q)
+    tensors = cu_seqlens, alpha_tensor, scale_tensor
+    settings = arguments.max_seqlen, alpha, scale, arguments.saturation, bool(arguments.deterministic), chosen
+    return attention(q, k, v, *tensors, *settings)
 
 
-def _autocast(x: Tensor) -> Tensor:
-    """x as torch.autocast passes it to SDPA: in the autocast dtype where autocast is on (float64 stays)."""
-    device = x.device.type
+def _alpha(alpha: float | Tensor, q: Tensor) -> tuple[float, Tensor | None]:
+    """(alpha, None) or (0, alpha as a tensor). torch.compile gets a tensor, so that all values share a graph."""
+    if isinstance(alpha, Tensor):
+        return 0.0, alpha
+    if not torch.compiler.is_compiling():
+        return float(alpha), None
+    # On q's device, because an operator that reads a CPU tensor is not captured in a CUDA graph. The compiler traces
+    # this product as one of tensors; torch.full would make it a constant.
+    return 0.0, torch.ones((), dtype=_checks.accumulation_dtype(q.dtype), device=q.device) * alpha
+
+
+def _scale(scale: float | None, q: Tensor) -> tuple[float, Tensor | None]:
+    """The same for the scale, but on the CPU, because the kernels take a number. The default stays a number."""
+    default = q.shape[-1] ** -0.5
+    if scale is None or scale == default:
+        return default, None
+    if not torch.compiler.is_compiling():
+        return float(scale), None
+    return 0.0, torch.ones((), dtype=torch.float64, device="cpu") * scale
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As torch.autocast passes them to SDPA: in the autocast dtype where autocast is on (float64 stays)."""
+    device = tensors[0].device.type
     if not _has_autocast(device) or not torch.is_autocast_enabled(device):
-        return x
-    if not x.dtype.is_floating_point or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if not x.dtype.is_floating_point or x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
 @torch.compiler.assume_constant_result  # torch 2.6 cannot trace the question
@@ -185,13 +132,13 @@ def _has_autocast(device: str) -> bool:
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     _checks.floating_alike(q=q, k=k, v=v)
+    (*q_tokens, heads, head_dim), (*k_tokens, kv_heads, k_head_dim) = q.shape, k.shape
     if k.shape != v.shape:
         raise ValueError(f"v must have the shape of k, {list(k.shape)}, got {list(v.shape)}")
-    if k.shape[:-2] != q.shape[:-2]:
-        raise ValueError(f"k must have the tokens of q, {list(q.shape[:-2])}, got {list(k.shape[:-2])}")
-    if k.shape[-1] != q.shape[-1] or q.shape[-1] == 0:
-        raise ValueError(f"k must have the head_dim of q (at least 1), {q.shape[-1]}, got {k.shape[-1]}")
-    heads, kv_heads = q.shape[-2], k.shape[-2]
+    if k_tokens != q_tokens:
+        raise ValueError(f"k must have the tokens of q, {q_tokens}, got {k_tokens}")
+    if k_head_dim != head_dim or head_dim == 0:
+        raise ValueError(f"k must have the head_dim of q (at least 1), {head_dim}, got {k_head_dim}")
     if heads == 0 or kv_heads == 0 or heads % kv_heads != 0:
         raise ValueError(f"q must have a multiple of the {kv_heads} heads of k and v, got {heads} heads")
 

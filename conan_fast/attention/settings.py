@@ -7,15 +7,27 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class Saved(NamedTuple):
+    """What the forward pass keeps for the backward pass."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    logsumexp: Tensor  # [..., heads, tokens], natural
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # dq, dk, dv; None where not needed
+
+
 class Settings(NamedTuple):
-    """The operators' arguments after the tensors, in their order, as every backend takes them."""
+    """As every backend takes them."""
 
     cu_seqlens: Tensor | None  # int32 [S + 1] for packed batches
     max_seqlen: int  # of packed batches
-    alpha: float
-    alpha_tensor: Tensor | None  # 0-dim; where given, used in place of alpha
-    saturation: str
+    alpha: float | Tensor  # a 0-dim tensor may be on the device of q or on the CPU
     scale: float
+    saturation: str
     deterministic: bool
 
 

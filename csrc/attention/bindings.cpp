@@ -77,6 +77,10 @@ struct AttentionCall {
     return rows_of(tensors.tensor(name, capsule, q.type()).require_shape(shape).require_aligned_rows());
   }
 
+  Rows rows_or_null(const char* name, const Capsule& capsule, const std::vector<int64_t>& shape) const {
+    return capsule.is_none() ? Rows() : rows(name, capsule, shape);
+  }
+
   void set_mask(float alpha, const Capsule& alpha_tensor, int saturation) {
     if (!(alpha >= 0 && alpha <= 1)) throw py::value_error("alpha must be in [0, 1], got " + std::to_string(alpha));
     params.alpha = alpha;
@@ -145,10 +149,12 @@ void attention_backward(const Capsule& grad_out, const Capsule& q, const Capsule
   p.delta = call.tensors.data("delta", delta, call.row_shape);
   p.grad_out = call.rows("grad_out", grad_out, call.q.shape());
   p.out = call.rows("out", out, call.q.shape());
-  p.dq = call.rows("dq", dq, call.q.shape());
-  p.dk = call.rows("dk", dk, call.key_shape);
-  p.dv = call.rows("dv", dv, call.key_shape);
+  p.dq = call.rows_or_null("dq", dq, call.q.shape());
+  p.dk = call.rows_or_null("dk", dk, call.key_shape);
+  p.dv = call.rows_or_null("dv", dv, call.key_shape);
   p.dq_sum = call.tensors.data_or_null("dq_sum", dq_sum, call.q.shape());
+  if (dk.is_none() != dv.is_none()) throw py::value_error("dk and dv must both be tensors or both be None");
+  if (!dq_sum.is_none() && dk.is_none()) throw py::value_error("dq_sum must be None without dk and dv: pass dq");
   call.run(stream, [&](auto head_dim, Element element, const LaunchTarget& target) {
     launch_attention_backward<head_dim>(p, element, target);
   });
@@ -182,7 +188,8 @@ void bind_attention(py::module_& module) {
              arg("logsumexp"), arg("cu_seqlens"), arg("max_seqlen"), arg("alpha"), arg("alpha_tensor"),
              arg("saturation"), arg("scale"), arg("dq"), arg("dk"), arg("dv"), arg("dq_sum"), arg("delta"),
              arg("schedule"), arg("stream"),
-             "Writes dk, dv and delta. Adds dq / scale to dq_sum (zeros) if it is given, else writes dq.");
+             "Writes delta, and those of dq, dk and dv that are not None (dk and dv: both or none). Adds dq / scale to "
+             "dq_sum (zeros) if it is not None.");
 }
 
 }  // namespace conan_fast

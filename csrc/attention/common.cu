@@ -7,13 +7,14 @@
 
 namespace conan_fast {
 
-int launch_schedule(const AttentionParams& params, int tile_rows, const LaunchTarget& target) {
+int launch_schedule(const AttentionParams& params, int tile_rows, const ScheduledOutputs& outputs,
+                    const LaunchTarget& target) {
   int64_t by_tokens = params.tokens / tile_rows + params.sequences;
   int64_t by_length = static_cast<int64_t>(params.sequences) * ((params.max_seqlen + tile_rows - 1) / tile_rows);
   int slots = static_cast<int>(std::min(by_tokens, by_length));
-  if (slots > 0) {
-    launch(schedule_tiles, dim3(1), kScheduleThreads, kScheduleSharedBytes, target, params, tile_rows, slots);
-  }
+  const int blocks = 1 + (params.tokens + kTokensPerBlock - 1) / kTokensPerBlock;
+  launch(schedule_tiles, dim3(blocks), kScheduleThreads, kScheduleSharedBytes, target, params, tile_rows, slots,
+         outputs);
   return slots;
 }
 

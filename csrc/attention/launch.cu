@@ -13,29 +13,33 @@ constexpr int kHeadDim = CONAN_FAST_HEAD_DIM;
 
 // One block per tile and head. Heads are the slow dimension: neighbouring blocks share keys and values in the L2 cache.
 template <class Plan>
-void launch_tiles(void (*kernel)(AttentionParams), const AttentionParams& params, int tile_rows, int heads,
-                  const LaunchTarget& target) {
-  const int tiles = params.schedule != nullptr ? launch_schedule(params, tile_rows, target)
+void launch_tiles(void (*kernel)(AttentionParams), const AttentionParams& params, int tile_rows,
+                  const ScheduledOutputs& outputs, const LaunchTarget& target) {
+  const int tiles = params.cu_seqlens != nullptr ? launch_schedule(params, tile_rows, outputs, target)
                                                : params.batch * ((params.tokens + tile_rows - 1) / tile_rows);
-  launch(kernel, dim3(tiles, heads), Plan::kThreads, Plan::kSharedBytes, target, params);
+  launch(kernel, dim3(tiles, outputs.heads), Plan::kThreads, Plan::kSharedBytes, target, params);
 }
 
 template <class Format, int kKeys, int kStages>
 void launch_backward(const AttentionParams& params, const LaunchTarget& target) {
   using Plan = Sm80Backward<kHeadDim, kKeys, kStages>;
-  launch_tiles<Plan>(sm80_backward<Format, kHeadDim, kKeys, kStages>, params, kKeys, params.kv_heads, target);
+  const ScheduledOutputs outputs = {params.dk, params.dv, nullptr, params.kv_heads, kHeadDim};
+  launch_tiles<Plan>(sm80_backward<Format, kHeadDim, kKeys, kStages>, params, kKeys, outputs, target);
 }
 
 template <class Format>
 void launch_backward(const AttentionParams& params, const LaunchTarget& target) {
-  if (Sm80Backward<kHeadDim, 128, 2>::kSharedBytes <= target.device.shared_memory_per_block) {
-    launch_backward<Format, 128, 2>(params, target);
-  } else {
-    launch_backward<Format, 64, 1>(params, target);
+  if (params.dk.data != nullptr) {
+    if (Sm80Backward<kHeadDim, 128, 2>::kSharedBytes <= target.device.shared_memory_per_block) {
+      launch_backward<Format, 128, 2>(params, target);
+    } else {
+      launch_backward<Format, 64, 1>(params, target);
+    }
   }
-  if (params.dq_sum == nullptr) {
+  if (params.dq.data != nullptr) {
     using Plan = Sm80BackwardDq<kHeadDim>;
-    launch_tiles<Plan>(sm80_backward_dq<Format, kHeadDim>, params, Plan::kRows, params.heads, target);
+    const ScheduledOutputs outputs = {params.dq, {}, nullptr, params.heads, kHeadDim};
+    launch_tiles<Plan>(sm80_backward_dq<Format, kHeadDim>, params, Plan::kRows, outputs, target);
   }
 }
 
@@ -45,7 +49,8 @@ template <>
 void launch_attention_forward<kHeadDim>(const AttentionParams& params, Element element, const LaunchTarget& target) {
   using Plan = Sm80Forward<kHeadDim>;
   auto* kernel = element == Element::kBf16 ? sm80_forward<Bf16, kHeadDim> : sm80_forward<Fp16, kHeadDim>;
-  launch_tiles<Plan>(kernel, params, Plan::kRows, params.heads, target);
+  const ScheduledOutputs outputs = {params.out, {}, params.logsumexp, params.heads, kHeadDim};
+  launch_tiles<Plan>(kernel, params, Plan::kRows, outputs, target);
 }
 
 template <>

@@ -13,7 +13,7 @@ namespace conan_fast {
 template <int kHeadDim>
 void launch_attention_forward(const AttentionParams& params, Element element, const LaunchTarget& target);
 
-// Writes dk and dv, and adds to dq_sum if it is not null, else writes dq.
+// Writes delta, and dq or dk and dv or all of them: those that are not null.
 template <int kHeadDim>
 void launch_attention_backward(const AttentionParams& params, Element element, const LaunchTarget& target);
 
@@ -22,7 +22,9 @@ std::vector<LaunchShape> attention_launch_shapes();
 std::vector<LaunchShape> common_launch_shapes();  // of the kernels that do not depend on the head_dim
 
 // For packed batches, before a kernel that reads the schedule. Returns the number of tile slots, that kernel's grid.
-int launch_schedule(const AttentionParams& params, int tile_rows, const LaunchTarget& target);
+// Clears the rows of the kernel's outputs that no sequence has.
+int launch_schedule(const AttentionParams& params, int tile_rows, const ScheduledOutputs& outputs,
+                    const LaunchTarget& target);
 void launch_row_delta(const AttentionParams& params, Element element, int head_dim, const LaunchTarget& target);
 
 }  // namespace conan_fast

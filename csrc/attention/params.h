@@ -24,6 +24,13 @@ struct alignas(16) ScheduledTile {
   int first_token, length, tile, unused;  // length 0: no tile
 };
 
+// What the kernel that follows schedule_tiles writes, one of the two or both. data is null for an absent one.
+struct ScheduledOutputs {
+  Rows first, second;           // [tokens, heads, head_dim]
+  float* statistics = nullptr;  // [heads, tokens]
+  int heads = 0, head_dim = 0;
+};
+
 struct AttentionParams {
   Rows q, k, v, out;
   float* logsumexp = nullptr;  // [batch, heads, tokens], natural logarithm
@@ -37,9 +44,9 @@ struct AttentionParams {
   int sequences = 0, max_seqlen = 0;
   ScheduledTile* schedule = nullptr;  // room for schedule_slots(tokens, sequences) tiles
   // Backward only.
-  Rows grad_out, dq, dk, dv;
-  float* delta = nullptr;   // [batch, heads, tokens]: rowsum(grad_out * out)
-  float* dq_sum = nullptr;  // [batch, tokens, heads, head_dim], zeros: dq / scale is added; null: dq is written
+  Rows grad_out, dq, dk, dv;  // dq: null if it is not needed or summed in dq_sum; dk and dv: null if not needed
+  float* delta = nullptr;     // [batch, heads, tokens]: rowsum(grad_out * out)
+  float* dq_sum = nullptr;    // [batch, tokens, heads, head_dim], zeros: dq / scale is added, with dk and dv; or null
 };
 
 // The smallest tile that any kernel schedules.

@@ -1,12 +1,15 @@
-// The small kernels before attention: the tile schedule of a packed batch, and delta = rowsum(dO * O).
+// The small kernels before attention: the tile schedule of a packed batch, its rows that no sequence has, and
+// delta = rowsum(dO * O).
 #pragma once
 
 #include "attention/params.h"
 #include "device/numeric.h"
+#include "device/thread.h"
 
 namespace conan_fast {
 
 constexpr int kScheduleThreads = 1024;
+constexpr int kTokensPerWarp = 8, kTokensPerBlock = kScheduleThreads / kWarpSize * kTokensPerWarp;
 constexpr int kScheduleSharedBytes = (kScheduleThreads + kWarpSize) * 4;
 
 struct TokenRange {
@@ -21,10 +24,56 @@ __device__ inline TokenRange token_range(const AttentionParams& p, int s) {
   return {first, min(end - first, p.max_seqlen)};
 }
 
-// Writes the tiles of all sequences to p.schedule, those of the longest sequences first, so that no long sequence
-// starts last. One block; a counting sort of the sequences by their number of tiles.
+// Whether the kernels write this token's rows. The search finds its sequence if the offsets rise. If they do not, it
+// may miss it, and rows are cleared that the next kernel then writes.
+__device__ inline bool in_sequence(const AttentionParams& p, int token) {
+  int low = 0, high = p.sequences;
+  if (token < p.cu_seqlens[low] || token >= p.cu_seqlens[high]) return false;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (p.cu_seqlens[middle] <= token ? low : high) = middle;
+  }
+  const TokenRange range = token_range(p, low);
+  return token >= range.first && token < range.first + range.length;
+}
+
+// Sets the rows of tokens that no sequence has to 0: those past cu_seqlens[-1], as when a CUDA graph is replayed with
+// fewer tokens, and those of a sequence past max_seqlen. A warp has kTokensPerWarp tokens. This reads log2(sequences)
+// offsets per token. A memset of all outputs would write them twice: a quarter more memory traffic in the forward pass,
+// where short sequences are limited by memory.
+__device__ inline void clear_rows_of_no_sequence(const AttentionParams& p, const ScheduledOutputs& outputs, int block) {
+  const int lane = lane_index(), first = (block * (kScheduleThreads / kWarpSize) + warp_index()) * kTokensPerWarp;
+  const int own = first + lane % kTokensPerWarp, chunks = outputs.head_dim / 8;
+  const int keep = own >= p.tokens || in_sequence(p, own) ? 1 : 0;
+  for (int i = 0; i < kTokensPerWarp; ++i) {
+    if (__shfl_sync(0xffffffffu, keep, i) != 0) continue;
+    const int token = first + i;
+    auto clear = [&](const Rows& rows) {
+      if (rows.data == nullptr) return;
+      for (int chunk = lane; chunk < outputs.heads * chunks; chunk += kWarpSize) {
+        uint16_t* target = rows.at(0, token, chunk / chunks) + chunk % chunks * 8;
+        *reinterpret_cast<uint4*>(target) = make_uint4(0, 0, 0, 0);
+      }
+    };
+    clear(outputs.first);
+    clear(outputs.second);
+    if (outputs.statistics == nullptr) continue;
+    for (int head = lane; head < outputs.heads; head += kWarpSize) {
+      outputs.statistics[static_cast<int64_t>(head) * p.tokens + token] = 0.0f;
+    }
+  }
+}
+
+// Block 0 writes the tiles of all sequences to p.schedule, those of the longest sequences first, so that no long
+// sequence starts last: a counting sort of the sequences by their number of tiles. The other blocks clear rows of the
+// outputs.
 __global__ void __launch_bounds__(kScheduleThreads)
-    schedule_tiles(const __grid_constant__ AttentionParams p, int tile_rows, int slots) {
+    schedule_tiles(const __grid_constant__ AttentionParams p, int tile_rows, int slots,
+                   const __grid_constant__ ScheduledOutputs outputs) {
+  if (blockIdx.x > 0) {
+    clear_rows_of_no_sequence(p, outputs, static_cast<int>(blockIdx.x) - 1);
+    return;
+  }
   auto* starts = reinterpret_cast<int*>(dynamic_shared_memory());  // by class: number of tiles, then the next free slot
   int* warp_totals = starts + kScheduleThreads;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;

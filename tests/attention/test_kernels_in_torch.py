@@ -5,10 +5,13 @@ import torch
 from torch.library import opcheck
 from torch.utils.dlpack import to_dlpack
 
-from conan_fast import _native, soft_mask_attention, soft_mask_attention_varlen
+from conan_fast import _checks, _native, soft_mask_attention, soft_mask_attention_varlen
+from conan_fast.attention.ops import KERNELS
+from conan_fast.attention.settings import Settings
 from conan_fast.attention.soft_mask import SATURATIONS
 from tests.support.attention import random_qkv, value_and_grads
 from tests.support.comparison import assert_same
+from tests.support.memory import poisoned_empty
 
 OFFSETS = torch.tensor([0, 5, 5, 17], dtype=torch.int32)
 
@@ -23,10 +26,11 @@ def test_operators_pass_torchs_own_checks(kernel_backend, packed, deterministic)
     backend, device = kernel_backend
     q, k, v = (x.detach() if packed else x.detach()[None] for x in packed_inputs(device))
     offsets = OFFSETS.to(device) if packed else None
-    settings = (offsets, 12, 0.3, torch.tensor(0.3, device=device), "key", 0.35, deterministic, backend)
+    settings = (offsets, torch.tensor(0.3, device=device), None, 12, 0.3, 0.35, "key", deterministic, backend)
     opcheck(torch.ops.conan_fast.attention_forward.default, (q, k, v, *settings))
-    out, logsumexp = torch.ops.conan_fast.attention_forward(q, k, v, *settings)
-    opcheck(torch.ops.conan_fast.attention_backward.default, (out.clone(), q, k, v, out, logsumexp, *settings))
+    saved = q, k, v, *torch.ops.conan_fast.attention_forward(q, k, v, *settings)
+    for needed in ([True, True, True], [True, False, False], [False, True, False]):
+        opcheck(torch.ops.conan_fast.attention_backward.default, (saved[3].clone(), *saved, needed, *settings))
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
@@ -132,8 +136,38 @@ def test_bindings_check_every_argument(emulated, changes, error, message):
         emulated.attention_forward(**binding_arguments(**changes))
 
 
+def backward_arguments(**changes):
+    """Arguments of the compiled attention_backward for the same tensors."""
+    forward = binding_arguments()
+    del forward["stream"], forward["schedule"]
+    q, k = torch.zeros(2, 9, 4, 64, dtype=torch.bfloat16), ROWS
+    arguments = {
+        "grad_out": q, "out": q, "logsumexp": torch.zeros(2, 4, 9), "dq": torch.empty_like(q),
+        "dk": torch.empty_like(k), "dv": torch.empty_like(k), "dq_sum": None, "delta": torch.empty(2, 4, 9),
+        "schedule": None, "stream": 0,
+    } | changes  # fmt: skip
+    return forward | {name: to_dlpack(x) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dk": None}, "dk and dv must both be tensors or both be None"),
+        ({"dv": None}, "dk and dv must both be tensors or both be None"),
+        ({"dk": None, "dv": None, "dq_sum": torch.zeros(2, 9, 4, 64)}, "dq_sum must be None without dk and dv"),
+        ({"dq": ROWS}, "dq must have shape"),
+    ],
+)
+def test_the_binding_of_the_backward_pass_checks_its_outputs(emulated, changes, message):
+    with pytest.raises(ValueError, match=message):
+        emulated.attention_backward(**backward_arguments(**changes))
+
+
 def test_bindings_accept_right_arguments(emulated):
     emulated.attention_forward(**binding_arguments())
+    emulated.attention_backward(**backward_arguments())
+    emulated.attention_backward(**backward_arguments(dq=None))
+    emulated.attention_backward(**backward_arguments(dk=None, dv=None))
 
 
 def test_the_stride_of_a_dimension_with_one_entry_is_ignored(emulated):
@@ -142,6 +176,75 @@ def test_the_stride_of_a_dimension_with_one_entry_is_ignored(emulated):
     out = torch.zeros_like(one)
     emulated.attention_forward(**binding_arguments(q=one, k=one, v=one, out=out, logsumexp=torch.empty(1, 1, 1)))
     assert_same([out], [torch.ones_like(out)], 0)
+
+
+def unchecked_offsets(monkeypatch):
+    """As on a GPU, where reading them would synchronize."""
+    monkeypatch.setattr(_checks, "sequences", lambda *_: None)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("ends", "longest", "owned"),
+    [
+        ([0, 5, 5, 300], 300, range(300)),  # as a CUDA graph that is replayed with fewer tokens
+        ([40, 50, 700], 1000, range(40, 700)),
+        ([0, 400, 600], 150, [*range(150), *range(400, 550)]),
+        ([0, 0, 0], 0, []),
+        ([0], 5, []),
+        ([700, 0, 100], 100, range(100)),
+    ],
+)
+def test_rows_of_no_sequence_are_zero(kernel_backend, deterministic, ends, longest, owned, monkeypatch):
+    backend, device = kernel_backend
+    unchecked_offsets(monkeypatch)
+    inputs = random_qkv(700, heads=(2, 1), size=64, dtype=torch.bfloat16, device=device)
+    cu_seqlens = torch.tensor(ends, dtype=torch.int32, device=device)
+    unused = torch.ones(700, dtype=torch.bool, device=device)
+    unused[list(owned)] = False
+    with poisoned_empty():
+        results = value_and_grads(
+            lambda *x: soft_mask_attention_varlen(
+                *x, cu_seqlens, longest, 0.3, deterministic=deterministic, backend=backend
+            ),
+            inputs,
+        )
+        settings = Settings(cu_seqlens, longest, 0.3, 0.1, "key", deterministic)
+        _, logsumexp = KERNELS[backend].forward(*(x.detach() for x in inputs), settings)
+    for x in (*results, logsumexp.mT.unsqueeze(-1)):
+        assert x[unused].eq(0).all() and x[~unused].ne(0).any(-1).all() and x.isfinite().all()
+
+
+def test_few_tokens_and_no_sequence(kernel_backend, monkeypatch):
+    """With fewer tokens than a tile there is no room for a schedule, and nothing to compute."""
+    backend, device = kernel_backend
+    unchecked_offsets(monkeypatch)
+    inputs = packed_inputs(device)
+    cu_seqlens = torch.zeros(1, dtype=torch.int32, device=device)
+    with poisoned_empty():
+        results = value_and_grads(
+            lambda *x: soft_mask_attention_varlen(*x, cu_seqlens, 17, 0.3, backend=backend), inputs
+        )
+    assert_same(results, [torch.zeros_like(x) for x in results], 0)
+
+
+def test_only_rows_of_the_sequences_are_read(kernel_backend, monkeypatch):
+    """What lies past the last sequence does not change its results."""
+    backend, device = kernel_backend
+    unchecked_offsets(monkeypatch)
+    inputs = random_qkv(90, heads=(2, 1), size=64, dtype=torch.bfloat16, device=device)
+    cu_seqlens = torch.tensor([0, 30, 70], dtype=torch.int32, device=device)
+
+    def run():
+        return value_and_grads(
+            lambda *x: soft_mask_attention_varlen(*x, cu_seqlens, 40, 0.3, deterministic=True, backend=backend), inputs
+        )
+
+    before = run()
+    with torch.no_grad():
+        for x in inputs:
+            x[70:] = torch.nan
+    assert_same(run(), before, 0)
 
 
 @pytest.mark.gpu

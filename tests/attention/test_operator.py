@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conan_fast import reference, soft_mask_attention, soft_mask_attention_varlen
-from conan_fast.attention import torch_backend
+from conan_fast.attention import parts, torch_backend
 from tests.support.attention import offsets, random_qkv, value_and_grads
 from tests.support.comparison import assert_same
 from tests.support.memory import poisoned_memory
@@ -35,7 +37,7 @@ def unwritten_memory_is_nan():
 def test_padded_equals_reference(shape, heads, alpha, options, layout, size, seed):
     inputs = random_qkv(*shape, heads=heads, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_backend, "CPU_WORKSPACE_BYTES", size)
+        patch.setattr(parts, "CPU_WORKSPACE_BYTES", size)
         ours = value_and_grads(
             lambda *x: soft_mask_attention(*(strided(y, layout) for y in x), alpha, **options), inputs
         )
@@ -60,7 +62,7 @@ def test_packed_equals_reference(lengths, heads, alpha, saturation, layout, size
         return reference.soft_mask_attention_varlen(*x, cu_seqlens, longest, alpha, saturation=saturation)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_backend, "CPU_WORKSPACE_BYTES", size)
+        patch.setattr(parts, "CPU_WORKSPACE_BYTES", size)
         result = value_and_grads(ours, inputs)
     assert_same(result, value_and_grads(plain, inputs))
 
@@ -177,5 +179,49 @@ def test_autocast_accepts_mixed_dtypes_as_sdpa_does():
 def test_second_derivatives_raise_instead_of_being_wrong():
     q, k, v = random_qkv(1, 5)
     (grad,) = torch.autograd.grad(soft_mask_attention(q, k, v, 0.5).square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="do not support second derivatives"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.profiler.profile(), torch.no_grad])
+def test_what_is_kept_between_calls_does_not_depend_on_the_first_one(mode):
+    """Masks and indices are kept: those of a call in inference mode serve a later one with gradients."""
+    for function in (parts._batch_parts, parts._packed_parts, torch_backend._cached_log_mask):
+        function.cache_clear()
+    inputs, cu_seqlens = random_qkv(17), offsets([5, 0, 12])
+    with mode():
+        soft_mask_attention_varlen(*inputs, cu_seqlens, 12, 0.3)
+        torch.func.vmap(lambda *x: soft_mask_attention_varlen(*x, cu_seqlens, 12, 0.3))(*(x[None] for x in inputs))
+    ours = value_and_grads(lambda *x: soft_mask_attention_varlen(*x, cu_seqlens, 12, 0.3), inputs)
+    plain = value_and_grads(lambda *x: reference.soft_mask_attention_varlen(*x, cu_seqlens, 12, 0.3), inputs)
+    assert_same(ours, plain)
+
+
+def test_the_profiler_sees_the_operators():
+    q, k, v = random_qkv(1, 5)
+    with torch.profiler.profile() as profile:
+        soft_mask_attention(q, k, v, 0.5).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"conan_fast::attention_forward", "conan_fast::attention_backward"} <= names
+
+
+def test_modes_and_subclasses_of_torch_see_the_operators():
+    class Names(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            self.names.append(function.name())
+            return function(*arguments, **keywords or {})
+
+    q, k, v = random_qkv(1, 5)
+    with Names() as seen:
+        soft_mask_attention(q, k, v, 0.5).sum().backward()
+    assert [name for name in seen.names if "conan" in name] == [
+        "conan_fast::attention_forward",
+        "conan_fast::attention_backward",
+    ]
+    mode = FakeTensorMode()
+    fake = [mode.from_tensor(x.detach()) for x in (q, k, v)]
+    assert isinstance(soft_mask_attention(*fake, 0.5), FakeTensor)  # outside of the mode
