@@ -92,7 +92,7 @@ def alpha(value: Any, device: torch.device) -> None:
 
 def temperature_value(temperature: float) -> None:
     """`temperature` is positive and finite."""
-    if not (temperature > 0.0 and math.isfinite(temperature)):
+    if not 0.0 < temperature < math.inf:  # torch.compile does not trace math.isfinite of a dynamic float
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
@@ -120,6 +120,8 @@ def matryoshka(
     dims: Sequence[int] | None, weights: Sequence[float] | None, size: int
 ) -> tuple[list[int], list[float], list[int]]:
     """Checked Matryoshka dims: (dims in rising order, their weights, the place of each of the caller's dims there)."""
+    if dims is None and weights is None:
+        return [size], [1.0], [0]
     wanted = [size] if dims is None else list(dims)
     if not wanted:
         raise ValueError("dims must name at least one dimension, got none")
@@ -134,7 +136,7 @@ def matryoshka(
     if len(factors) != len(wanted):
         raise ValueError(f"dim_weights must have one weight per dim ({len(wanted)}), got {len(factors)}")
     for weight in factors:
-        if not math.isfinite(weight):
+        if not -math.inf < weight < math.inf:
             raise ValueError(f"dim_weights must be finite, got {weight}")
     rising = sorted(range(len(wanted)), key=lambda index: wanted[index])
     places = sorted(range(len(wanted)), key=lambda index: rising[index])

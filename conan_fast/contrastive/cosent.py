@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _checks
+from .. import _autocast, _checks
 
 
 def cosent(
@@ -44,7 +44,7 @@ def cosent(
         _checks.temperature_value(temperature.item())
     rising, weights, _ = _checks.matryoshka(dims, dim_weights, a.shape[1])
 
-    with torch.autocast(a.device.type, enabled=False):
+    with _autocast.suspended(a.device):
         labels, order = labels.sort()
         smaller = torch.searchsorted(labels, labels, side="left")  # how many labels are strictly smaller
         loss: Tensor = a.new_zeros((), dtype=_checks.accumulation_dtype(a.dtype))
