@@ -96,6 +96,14 @@ def temperature_value(temperature: float) -> None:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
+def temperature_tensor(value: Tensor) -> Tensor:
+    """`value`, which is positive and finite. ValueError if the host knows that it is not, else NaN instead of it."""
+    if value.device.type == "cpu" and not (torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(value)):
+        temperature_value(value.item())
+        return value
+    return torch.where((value > 0) & (value < math.inf), value, math.nan)
+
+
 def temperature(value: Any, device: torch.device) -> None:
     """`value` is a positive finite number or a 0-dim tensor (whose value is checked where it is on the host)."""
     if isinstance(value, Tensor):

@@ -55,7 +55,8 @@ class InfoNCELoss(torch.autograd.Function):
         if grads[0] is None:
             return tuple(found)
         count, in_place = sum(ctx.wanted), _graph_is_freed()
-        kept, features = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # asked for once: torch.utils.checkpoint does not allow more
+        kept, features = saved[:count], saved[count:]
         scaled = [_times(x, grads[0], in_place).to(like.dtype) for x, like in zip(kept, features, strict=True)]
         results = iter(_second_derivatives.refuse("info_nce", scaled, [grads[0], *features]))
         for place, is_wanted in enumerate(ctx.wanted):

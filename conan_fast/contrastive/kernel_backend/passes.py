@@ -317,4 +317,5 @@ def _on_device(temperature: Tensor, device: torch.device) -> Tensor:
         _checks.temperature_value(value)
         if device.type != "cpu":
             return torch.full((), value, dtype=torch.float32, device=device)
-    return temperature.to(torch.float32)
+        return temperature.to(torch.float32)
+    return _checks.temperature_tensor(temperature).to(torch.float32)

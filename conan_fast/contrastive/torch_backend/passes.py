@@ -175,7 +175,7 @@ def _inputs(batch: Batch, wanted: Wanted) -> Inputs:
 def _temperature(batch: Batch) -> Tensor | float:
     """See Inputs. By value if it is on the host: copying it to a device would wait."""
     if batch.temperature.device.type != "cpu":
-        return batch.temperature.to(_checks.accumulation_dtype(batch.queries.dtype))
+        return _checks.temperature_tensor(batch.temperature).to(_checks.accumulation_dtype(batch.queries.dtype))
     temperature = batch.temperature.item()
     _checks.temperature_value(temperature)
     return temperature
