@@ -98,7 +98,9 @@ def temperature_value(temperature: float) -> None:
 
 def temperature_tensor(value: Tensor) -> Tensor:
     """`value`, which is positive and finite. ValueError if the host knows that it is not, else NaN instead of it."""
-    if value.device.type == "cpu" and not (torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(value)):
+    if value.device.type == "cpu" and not (
+        torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(value)
+    ):
         temperature_value(value.item())
         return value
     return torch.where((value > 0) & (value < math.inf), value, math.nan)
@@ -138,7 +140,9 @@ def matryoshka(
             raise TypeError(f"dims must be ints, got {dim!r}")
         if not 1 <= dim <= size:
             raise ValueError(f"dims must lie in 1..{size} (the embedding's size), got {dim}")
-    if len(set(wanted)) != len(wanted):
+    # Not by sorting, which torch.compile does not trace for ints that may be dynamic.
+    places = [len([other for other in wanted if other < dim]) for dim in wanted]
+    if len(set(places)) != len(wanted):
         raise ValueError(f"dims must not repeat, got {wanted}")
     factors = [1.0] * len(wanted) if weights is None else [float(weight) for weight in weights]
     if len(factors) != len(wanted):
@@ -146,8 +150,7 @@ def matryoshka(
     for weight in factors:
         if not -math.inf < weight < math.inf:
             raise ValueError(f"dim_weights must be finite, got {weight}")
-    rising = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    places = sorted(range(len(wanted)), key=lambda index: rising[index])
+    rising = [places.index(place) for place in range(len(wanted))]
     return [wanted[index] for index in rising], [factors[index] for index in rising], places
 
 

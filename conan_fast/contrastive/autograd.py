@@ -54,10 +54,14 @@ class InfoNCELoss(torch.autograd.Function):
         found: list[Tensor | None] = [None] * ARGUMENTS
         if grads[0] is None:
             return tuple(found)
-        count, in_place = sum(ctx.wanted), _graph_is_freed()
+        count = sum(ctx.wanted)
         saved = ctx.saved_tensors  # asked for once: torch.utils.checkpoint does not allow more
         kept, features = saved[:count], saved[count:]
-        scaled = [_times(x, grads[0], in_place).to(like.dtype) for x, like in zip(kept, features, strict=True)]
+        if torch.compiler.is_compiling():
+            scaled = torch.ops.conan_fast.info_nce_scaled(kept, grads[0], features)
+        else:
+            in_place = _graph_is_freed()
+            scaled = [_times(x, grads[0], in_place).to(like.dtype) for x, like in zip(kept, features, strict=True)]
         results = iter(_second_derivatives.refuse("info_nce", scaled, [grads[0], *features]))
         for place, is_wanted in enumerate(ctx.wanted):
             if is_wanted:
@@ -107,7 +111,7 @@ def _graph_is_freed() -> bool:
 
     That saves a copy of all gradients. torch has no public way to ask; where there is none at all, the answer is no.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         return False
     keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return keeps is not None and not keeps()

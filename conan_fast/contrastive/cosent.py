@@ -31,7 +31,8 @@ def cosent(
         is neither above nor below any label: a row without a label can have it and forms no pair.
     temperature: positive finite float or 0-dim tensor. The loss is NaN for a tensor that is neither, where its value is
         not known on the host (on a GPU, under torch.compile).
-    Returns a scalar, float32 (float64 for float64 inputs), with derivatives of any order.
+    Returns a scalar, float32 (float64 for float64 inputs), with second derivatives.
+    Forward-mode derivatives are those of torch's logcumsumexp: rough where scores differ by more than about 30.
     O(N log N) time and O(N D) memory. Raises ValueError / TypeError naming the argument.
     """
     _checks.tensor("a", a, "N, D")

@@ -41,24 +41,29 @@ def info_nce(
     """InfoNCE over cosine similarities (eq. 1): sum_d w_d mean_i -log(exp(s_ii / t) / sum_j exp(s_ij / t)).
 
     queries, positives: [N, D]; negatives: [N, K, D]; bfloat16, float16, float32 or float64. A zero vector has
-        similarity 0 to everything and gets no gradient.
-    temperature t: positive float, or 0-dim tensor, which gets a gradient if it requires one.
+        similarity 0 to everything and gets no gradient. Under autocast their dtypes may differ: then the widest counts,
+        as in torch's own losses, and each gradient has its input's dtype.
+    temperature t: positive finite float, or 0-dim tensor, which gets a gradient if it requires one. For a tensor on a
+        GPU, whose value is not read, that is not positive and finite the loss is NaN.
     dims: Matryoshka prefixes, all from one pass over the features; distinct ints in 1..D, default (D,).
         dim_weights: one w_d per dim, default 1 each (the loss is a sum, not a mean, over dims).
     positive_ids: int64 [N]; negative_ids: int64 [N, K], only with positive_ids. A candidate whose id equals the query's
         own positive id is masked, that is, not part of its denominator; the query's own positive stays.
     negative_scope: "shared", every hard negative is a candidate for every query, or "private", only for its own.
-    group: torch.distributed process group whose processes each hold a part of the batch (their N may differ; all other
-        arguments agree). Each computes its own queries against everybody's candidates. The loss is the mean over the
-        whole batch on every process, and the gradients of local inputs are those of that loss. Parameters shared by
-        the processes thus need their gradients *summed*; DDP averages them, so multiply the loss by the world size
-        there. A temperature tensor counts as a local input too. All processes must call backward, with the same factor.
-        Where everybody's candidates and their gradients would take more than 256 MB they are not gathered but travel
-        around a ring, which costs a fourth matrix product.
+    group: torch.distributed process group whose processes each hold a part of the batch. Each computes its own queries
+        against everybody's candidates. The loss is the mean over the whole batch on every process, and the gradients of
+        local inputs are those of that loss. Parameters shared by the processes thus need their gradients *summed*; DDP
+        averages them, so multiply the loss by the world size there. A temperature tensor counts as a local input too.
+        All processes must scale their loss by the same factor. N, K and the values of temperature tensors may differ
+        between processes. If anything else does, or if one process's arguments are refused, all raise ValueError.
+        (They do wait for a process that does not call info_nce, or whose queries are not a tensor on the group's
+        device.) Where everybody's candidates and their gradients would take more than 256 MB they are not gathered but
+        travel around a ring, which costs a fourth matrix product. torch.compile breaks its graph once, at this call.
     backend: on a GPU "auto" uses the CUDA kernels for bfloat16, float16 and float32, D up to 8192 and up to 32 dims
         that are multiples of 16 (docs/contrastive_kernels.md); else, with one warning that says why, torch.
     Returns InfoNCE(loss, loss_per_dim in the order of dims, negative_scores: cosine at full D), float32 (float64 for
-    float64 inputs); only loss carries a gradient (first derivatives).
+    float64 inputs). Only loss carries a gradient. First derivatives: by backward, torch.func.grad and vjp; only those
+    that are asked for are computed. Second and forward-mode derivatives and torch.vmap raise RuntimeError.
     Memory: inputs, their gradients, O(N + M) statistics for M candidates, and a bounded workspace; never N x M.
     Raises ValueError / TypeError naming the argument; RuntimeError for a backend that is not built.
     """

@@ -26,6 +26,7 @@ for _signature in (
     f"info_nce_statistics({_BATCH}, str backend) -> (Tensor, Tensor)",
     f"info_nce_gradients({_BATCH}, Tensor logsumexp, bool[] wanted, str backend) -> Tensor[]",
     "info_nce_negative_scores(Tensor queries, Tensor negatives, str backend) -> Tensor",
+    "info_nce_scaled(Tensor[] kept, Tensor grad, Tensor[] features) -> Tensor[]",
 ):
     torch.library.define(f"conan_fast::{_signature.partition('(')[0]}", _signature[_signature.index("(") :])
 
@@ -74,6 +75,19 @@ def _negative_scores(queries: Tensor, negatives: Tensor, backend: str) -> Tensor
 @torch.library.register_fake("conan_fast::info_nce_negative_scores")
 def _negative_scores_shape(queries: Tensor, negatives: Tensor, backend: str) -> Tensor:
     return queries.new_empty(negatives.shape[:2], dtype=_checks.accumulation_dtype(queries.dtype))
+
+
+# The backward pass under torch.compile: kept gradients times the loss's own. As an operator it takes the features, which
+# it does not need, into the graph of the backward pass: so torch sees that a second derivative depends on them, and
+# raises.
+@torch.library.impl("conan_fast::info_nce_scaled", "CompositeExplicitAutograd")
+def _scaled(kept: Sequence[Tensor], grad: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    return [(x * grad).to(like.dtype) for x, like in zip(kept, features, strict=True)]
+
+
+@torch.library.register_fake("conan_fast::info_nce_scaled")
+def _scaled_shapes(kept: Sequence[Tensor], grad: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(x, dtype=like.dtype) for x, like in zip(kept, features, strict=True)]
 
 
 def present(grads: Iterable[Tensor | None]) -> list[Tensor]:
