@@ -54,16 +54,27 @@ def cosent(
     rising, weights, _ = _checks.matryoshka(dims, dim_weights, a.shape[1])
 
     with _autocast.suspended(a.device):
-        labels, order = labels.sort()  # NaN last
-        labelled = labels == labels  # not NaN
-        if labels.is_floating_point():
-            labels = labels.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
-        # How many labels are strictly smaller: 0 for NaN.
-        smaller = torch.where(labelled, torch.searchsorted(labels, labels, side="left"), 0)
+        order, smaller, has_label = _ranks(labels)
         loss: Tensor = a.new_zeros((), dtype=_checks.accumulation_dtype(a.dtype))
         for cosine, weight in zip(_prefix_cosines(a, b, rising), weights, strict=True):
-            loss = loss + weight * _ranking_loss(torch.where(labelled, cosine[order] / temperature, 0), smaller)
+            scores = cosine[order] / temperature
+            if has_label is not None:
+                scores = torch.where(has_label, scores, 0)
+            loss = loss + weight * _ranking_loss(scores, smaller)
         return loss
+
+
+def _ranks(labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(rows in the order of their labels, NaN last; in this order how many labels are smaller, and which are not NaN).
+
+    None are smaller than NaN. The last is None for integers.
+    """
+    labels, order = labels.sort()
+    if not labels.is_floating_point():
+        return order, torch.searchsorted(labels, labels), None
+    has_label = labels == labels
+    rising = labels.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    return order, torch.where(has_label, torch.searchsorted(rising, rising), 0), has_label
 
 
 def _prefix_cosines(a: Tensor, b: Tensor, dims: Sequence[int]) -> list[Tensor]:

@@ -40,11 +40,10 @@ def info_nce(
 ) -> InfoNCE:
     """InfoNCE over cosine similarities (eq. 1): sum_d w_d mean_i -log(exp(s_ii / t) / sum_j exp(s_ij / t)).
 
-    queries, positives: [N, D]; negatives: [N, K, D]; bfloat16, float16, float32 or float64. A zero vector has
-        similarity 0 to everything and gets no gradient. Under autocast their dtypes may differ: then the widest counts,
-        as in torch's own losses, and each gradient has its input's dtype.
-    temperature t: positive finite float, or 0-dim tensor, which gets a gradient if it requires one. For a tensor on a
-        GPU, whose value is not read, that is not positive and finite the loss is NaN.
+    queries, positives: [N, D]; negatives: [N, K, D]; bfloat16, float16, float32 or float64; under autocast perhaps of
+        different dtypes, of which the widest counts. A zero vector has similarity 0 to everything and no gradient.
+    temperature t: positive finite float, or 0-dim tensor, which gets a gradient if it requires one. The loss is NaN for
+        one on a GPU, whose value is not read, that is not positive and finite.
     dims: Matryoshka prefixes, all from one pass over the features; distinct ints in 1..D, default (D,).
         dim_weights: one w_d per dim, default 1 each (the loss is a sum, not a mean, over dims).
     positive_ids: int64 [N]; negative_ids: int64 [N, K], only with positive_ids. A candidate whose id equals the query's
@@ -54,11 +53,11 @@ def info_nce(
         against everybody's candidates. The loss is the mean over the whole batch on every process, and the gradients of
         local inputs are those of that loss. Parameters shared by the processes thus need their gradients *summed*; DDP
         averages them, so multiply the loss by the world size there. A temperature tensor counts as a local input too.
-        All processes must scale their loss by the same factor. N, K and the values of temperature tensors may differ
-        between processes. If anything else does, or if one process's arguments are refused, all raise ValueError.
-        (They do wait for a process that does not call info_nce, or whose queries are not a tensor on the group's
-        device.) Where everybody's candidates and their gradients would take more than 256 MB they are not gathered but
-        travel around a ring, which costs a fourth matrix product. torch.compile breaks its graph once, at this call.
+        All processes must scale their loss by the same factor. N, K and the values of temperature tensors may differ.
+        If anything else does, or if one process's arguments are refused, all raise ValueError (but wait for a process
+        that does not call info_nce, or whose queries are not a tensor on the group's device). Candidates that would
+        take more than 256 MB, with their gradients, are not gathered but travel around a ring, which costs a fourth
+        matrix product. torch.compile breaks its graph once, at this call.
     backend: on a GPU "auto" uses the CUDA kernels for bfloat16, float16 and float32, D up to 8192 and up to 32 dims
         that are multiples of 16 (docs/contrastive_kernels.md); else, with one warning that says why, torch.
     Returns InfoNCE(loss, loss_per_dim in the order of dims, negative_scores: cosine at full D), float32 (float64 for
@@ -69,17 +68,9 @@ def info_nce(
     """
     queries, positives, negatives = _autocast.promoted(queries, positives, negatives)
     arguments = _Arguments(
-        queries,
-        positives,
-        negatives,
-        temperature,
-        dims,
-        dim_weights,
-        positive_ids,
-        negative_ids,
-        negative_scope,
+        queries, positives, negatives, temperature, dims, dim_weights, positive_ids, negative_ids, negative_scope,
         backend,
-    )
+    )  # fmt: skip
     if group is not None:
         return _over_group(arguments, group)
     batch, places, chosen = _checked(arguments, allow_no_rows=False)

@@ -77,9 +77,8 @@ def _negative_scores_shape(queries: Tensor, negatives: Tensor, backend: str) -> 
     return queries.new_empty(negatives.shape[:2], dtype=_checks.accumulation_dtype(queries.dtype))
 
 
-# The backward pass under torch.compile: kept gradients times the loss's own. As an operator it takes the features, which
-# it does not need, into the graph of the backward pass: so torch sees that a second derivative depends on them, and
-# raises.
+# The backward pass under torch.compile: kept gradients times the loss's own. It takes the features along, of which it
+# needs the dtypes only: so torch sees that a second derivative depends on them, and raises.
 @torch.library.impl("conan_fast::info_nce_scaled", "CompositeExplicitAutograd")
 def _scaled(kept: Sequence[Tensor], grad: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
     return [(x * grad).to(like.dtype) for x, like in zip(kept, features, strict=True)]

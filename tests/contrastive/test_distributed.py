@@ -159,7 +159,7 @@ def check_what_differs(rank, features, group):
         with pytest.raises(ValueError, match=f"^{name} must be the same in all processes of group: in process {rank} "):
             info_nce(queries, positives, **(mine if first else other), group=group)
     kind = torch.float64 if first else torch.float32
-    with pytest.raises(ValueError, match="^dtype must be the same in all processes"):
+    with pytest.raises(ValueError, match="dtype must be the same in all processes"):
         info_nce(queries.to(kind), positives.to(kind), group=group)
     message = "dims must lie in 1..16" if first else r"refused its arguments in the processes \[0\] of group"
     with pytest.raises(ValueError, match=message):

@@ -117,6 +117,35 @@ def test_a_loss_scaler_saves_float16_gradients_from_underflow():
     assert (scaled.double() / 2.0**16 - plain).norm() <= 2e-3 * plain.norm()
 
 
+@pytest.mark.parametrize("scope", ["shared", "private"])
+@pytest.mark.parametrize(
+    ("dtypes", "widest"),
+    [
+        ((torch.bfloat16, torch.float32, torch.float32), torch.float32),
+        ((torch.float32, torch.float32, torch.bfloat16), torch.float32),
+        ((torch.bfloat16, torch.float16, torch.float16), torch.float32),
+        ((torch.float16, torch.float64, torch.float32), torch.float64),
+        ((torch.bfloat16, torch.bfloat16, torch.bfloat16), torch.bfloat16),
+    ],
+)
+def test_mixed_dtypes_under_autocast(dtypes, widest, scope):
+    """The widest counts, inputs that agree stay as they are, and each gradient has its input's dtype."""
+    features = [x.detach().to(y).requires_grad_() for x, y in zip(random_features(6, 2, 16), dtypes, strict=True)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = info_nce(*features, negative_scope=scope)
+    outside = info_nce(*(x.to(widest) for x in features), negative_scope=scope)
+    assert_same(inside.loss, outside.loss, tolerance=0)
+    assert_same(inside.negative_scores, outside.negative_scores, tolerance=0)
+    grads = torch.autograd.grad(inside.loss, features)
+    assert_same(grads, torch.autograd.grad(outside.loss, features), tolerance=0)
+    assert [x.dtype for x in grads] == list(dtypes)
+
+
+def test_integers_are_refused_under_autocast_too():
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="positives must have the dtype"):
+        info_nce(X, X.long())
+
+
 def test_no_gradient_asked_for_gives_the_same_loss():
     features = random_features(9, 2, 8)
     with torch.no_grad():
