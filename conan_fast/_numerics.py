@@ -28,7 +28,8 @@ def exp_factor_(x: Tensor) -> Tensor:
     return torch.threshold_(exp_(x), math.exp(-100.0 if x.dtype == torch.float64 else -27.0), 0.0)
 
 
-def logsumexp(scores: Tensor) -> Tensor:
-    """logsumexp over the last dimension (not empty), by `exp_`."""
+def logsumexp(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(logsumexp over the last dimension, not empty; exp(scores - largest), what it sums; largest [..., 1])."""
     largest = scores.amax(-1, keepdim=True)
-    return exp_(scores - largest).sum(-1).log_().add_(largest.squeeze(-1))
+    exponentials = exp_(scores - largest)
+    return exponentials.sum(-1).log_().add_(largest.squeeze(-1)), exponentials, largest

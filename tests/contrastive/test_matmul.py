@@ -107,7 +107,6 @@ SHARE = 1 / (1 + NEGATIVES)  # of the positives among the candidates
 )
 def test_only_the_wanted_gradients_cost_products(wanted, shared_products, dims, scope):
     features, tau = inputs(), torch.tensor(0.1, requires_grad=True)
-    everything = torch.autograd.grad(info_nce(*features, temperature=tau, negative_scope=scope).loss, [*features, tau])
     chosen = [x.detach().requires_grad_(is_wanted) for x, is_wanted in zip(features, wanted, strict=True)]
     options = {"temperature": tau, "dims": dims, "negative_scope": scope}
 
@@ -119,11 +118,7 @@ def test_only_the_wanted_gradients_cost_products(wanted, shared_products, dims, 
         gradients = SHARE * (wanted[0] + wanted[1]) + (1 - SHARE) / ROWS * wanted[0]
     scores = 1 if scope == "shared" else SHARE + (1 - SHARE) / ROWS
     assert products(work) == pytest.approx(scores + gradients + of_each_query_and_its_own(features))
-    if dims == ONE:
-        for x, is_wanted, grad in zip(chosen, wanted, everything, strict=False):
-            assert (x.grad is not None) == is_wanted
-            if is_wanted:
-                torch.testing.assert_close(x.grad, grad)
+    assert [x.grad is not None for x in chosen] == list(wanted)
 
 
 @pytest.mark.parametrize("wanted", [(False, False), (True, False), (False, True), (True, True)])

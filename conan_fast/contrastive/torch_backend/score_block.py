@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..._numerics import exp_, exp_factor_
+from ..._numerics import exp_, exp_factor_, logsumexp
 from ..batch import Wanted, dim_parts, dim_slices
 from ..norms import prefix_inverse_norms, subtract_norm_part
 
@@ -90,11 +90,10 @@ class ScoreBlock:
 
         keep: exp(score - largest score of the row) and the largest scores are kept for `differentiate`.
         """
-        chunk, largest = self.chunk, self.scores.amax(2, keepdim=True)
-        exponentials = exp_(self.scores - largest)
+        chunk = self.chunk
+        more, exponentials, largest = logsumexp(self.scores)
         if keep:
             self.exponentials = exponentials, largest
-        more = exponentials.sum(2).log_().add_(largest[..., 0])
         chunk.logsumexp = more if chunk.logsumexp is None else torch.logaddexp(chunk.logsumexp, more)
         if self.own is not None:
             own = self.scores[self.own].diagonal(0, 1, 2)
@@ -154,11 +153,11 @@ class ScoreBlock:
     def _weights(self) -> Tensor:
         """exp(score - logsumexp of the row)."""
         assert self.chunk.logsumexp is not None
-        logsumexp = self.chunk.logsumexp[..., None]
+        total = self.chunk.logsumexp[..., None]
         if self.exponentials is None:
-            return exp_(self.scores - logsumexp)
+            return exp_(self.scores - total)
         exponentials, largest = self.exponentials
-        return exponentials.mul_(exp_factor_(largest - logsumexp))
+        return exponentials.mul_(exp_factor_(largest - total))
 
     def _own_square(self) -> tuple[slice, slice, slice] | None:
         """The square of the block, of all dims, whose diagonal holds the rows' own positives; None if it has none."""
