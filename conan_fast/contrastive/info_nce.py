@@ -149,6 +149,8 @@ def _as_tensor(temperature: float, queries: Tensor) -> Tensor:
 
 def _inputs(batch: Batch) -> tuple[Any, ...]:
     """The first arguments of InfoNCELoss: each tensor once, which torch.compile asks for."""
+    if batch.positives is batch.queries:
+        batch = batch._replace(positives=batch.positives.view_as(batch.positives))
     ids = batch.positive_ids, batch.shared_ids, batch.private_ids
     return *batch.features, *ids, batch.dims, batch.dim_weights
 

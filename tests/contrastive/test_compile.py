@@ -91,6 +91,13 @@ def test_ids_negatives_and_dims(scope, dynamic):
     check(loss, calls, most_graphs=2 if dynamic is None else 1, fullgraph=True, dynamic=dynamic)
 
 
+def test_one_tensor_as_queries_and_positives():
+    def loss(both):
+        return info_nce(both, both).loss + cosent(both, both, torch.arange(5))
+
+    check(loss, [random_features(5, None, 8)[:1]], fullgraph=True)
+
+
 def test_cosent_of_many_sizes():
     calls = [(*random_features(rows, None, 8), 0.05) for rows in range(3, 15)]
     check(ranking, calls, fullgraph=True, dynamic=True)
