@@ -93,8 +93,18 @@ def alpha(value: Any, device: torch.device) -> None:
 
 def temperature_value(temperature: float) -> None:
     """`temperature` is positive and finite."""
-    if not (temperature > 0.0 and math.isfinite(temperature)):
+    if not 0.0 < temperature < math.inf:  # torch.compile does not trace math.isfinite of a dynamic float
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def temperature_tensor(value: Tensor) -> Tensor:
+    """`value`, which is positive and finite. ValueError if the host knows that it is not, else NaN instead of it."""
+    if value.device.type == "cpu" and not (
+        torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(value)
+    ):
+        temperature_value(value.item())
+        return value
+    return torch.where((value > 0) & (value < math.inf), value, math.nan)
 
 
 def temperature(value: Any, device: torch.device) -> None:
@@ -121,6 +131,8 @@ def matryoshka(
     dims: Sequence[int] | None, weights: Sequence[float] | None, size: int
 ) -> tuple[list[int], list[float], list[int]]:
     """Checked Matryoshka dims: (dims in rising order, their weights, the place of each of the caller's dims there)."""
+    if dims is None and weights is None:
+        return [size], [1.0], [0]
     wanted = [size] if dims is None else list(dims)
     if not wanted:
         raise ValueError("dims must name at least one dimension, got none")
@@ -129,16 +141,17 @@ def matryoshka(
             raise TypeError(f"dims must be ints, got {dim!r}")
         if not 1 <= dim <= size:
             raise ValueError(f"dims must lie in 1..{size} (the embedding's size), got {dim}")
-    if len(set(wanted)) != len(wanted):
+    # Not by sorting, which torch.compile does not trace for ints that may be dynamic.
+    places = [len([other for other in wanted if other < dim]) for dim in wanted]
+    if len(set(places)) != len(wanted):
         raise ValueError(f"dims must not repeat, got {wanted}")
     factors = [1.0] * len(wanted) if weights is None else [float(weight) for weight in weights]
     if len(factors) != len(wanted):
         raise ValueError(f"dim_weights must have one weight per dim ({len(wanted)}), got {len(factors)}")
     for weight in factors:
-        if not math.isfinite(weight):
+        if not -math.inf < weight < math.inf:
             raise ValueError(f"dim_weights must be finite, got {weight}")
-    rising = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    places = sorted(range(len(wanted)), key=lambda index: rising[index])
+    rising = [places.index(place) for place in range(len(wanted))]
     return [wanted[index] for index in rising], [factors[index] for index in rising], places
 
 

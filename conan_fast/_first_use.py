@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -104,27 +104,27 @@ def _first_wrong(case: Case) -> str | None:
 
 
 def _attention(backend: str, inputs: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
-    from .attention.operator import BACKENDS
-    from .attention.settings import Settings
+    from .attention.ops import BACKENDS
+    from .attention.settings import Saved, Settings
 
-    alpha, q, k, v = options["alpha"], inputs["q"], inputs["k"], inputs["v"]
+    q, k, v = inputs["q"], inputs["k"], inputs["v"]
     settings = Settings(
         cu_seqlens=options.get("cu_seqlens"),
         max_seqlen=options.get("max_seqlen", 0),
-        alpha=0.0 if isinstance(alpha, Tensor) else alpha,
-        alpha_tensor=alpha if isinstance(alpha, Tensor) else None,
-        saturation=options.get("saturation", "key"),
+        alpha=options["alpha"],
         scale=q.shape[-1] ** -0.5,
+        saturation=options.get("saturation", "key"),
         deterministic=options.get("deterministic", False),
     )
     out, logsumexp = BACKENDS[backend].forward(q, k, v, settings)
-    grads = BACKENDS[backend].backward(gradient_like(out), q, k, v, out, logsumexp, settings)
-    return {"the output": out} | {f"the gradient of {name}": x for name, x in zip("qkv", grads, strict=True)}
+    saved = Saved(q, k, v, out, logsumexp)
+    grads = BACKENDS[backend].backward(gradient_like(out), saved, [True] * 3, settings)
+    return {"the output": out, **_gradients(zip("qkv", grads, strict=True))}
 
 
 def _info_nce(backend: str, inputs: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
     from .contrastive.backend import BACKENDS
-    from .contrastive.batch import Batch
+    from .contrastive.batch import Batch, Wanted
 
     queries, negatives, positive_ids = inputs["queries"], inputs["negatives"], options["positive_ids"]
     shared = options["negative_scope"] == "shared"
@@ -143,10 +143,14 @@ def _info_nce(backend: str, inputs: dict[str, Tensor], options: dict[str, Any]) 
         first_positive=0,
         total=len(queries),
     )
-    losses, grads = BACKENDS[backend].sweep(batch, True)
-    results = {f"the gradient of {name}": x for name, x in grads._asdict().items() if x.numel()}
+    wanted = Wanted(*[x is not None for x in batch.features])
+    losses, grads = BACKENDS[backend].sweep(batch, wanted)
     scores = BACKENDS[backend].negative_scores(queries, negatives)
-    return {"the losses": losses, **results, "negative_scores": scores}
+    return {"the losses": losses, **_gradients(grads._asdict().items()), "negative_scores": scores}
+
+
+def _gradients(named: Iterable[tuple[str, Tensor | None]]) -> dict[str, Tensor]:
+    return {f"the gradient of {name}": x for name, x in named if x is not None}
 
 
 RUN: dict[str, Callable[[str, dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]] = {

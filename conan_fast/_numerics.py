@@ -20,7 +20,16 @@ def exp_(x: Tensor) -> Tensor:
     return torch.threshold_(x, math.exp(-lowest), 0.0)
 
 
-def logsumexp(scores: Tensor) -> Tensor:
-    """logsumexp over the last dimension (not empty), by `exp_`."""
+def exp_factor_(x: Tensor) -> Tensor:
+    """exp(x) in place, of x <= 0, for a factor of results of `exp_`: as 0 where a product would be denormal.
+
+    That is below e^-27 (float64: e^-100), where the product is negligible beside the largest weight of the row.
+    """
+    return torch.threshold_(exp_(x), math.exp(-100.0 if x.dtype == torch.float64 else -27.0), 0.0)
+
+
+def logsumexp(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(logsumexp over the last dimension, not empty; exp(scores - largest), what it sums; largest [..., 1])."""
     largest = scores.amax(-1, keepdim=True)
-    return exp_(scores - largest).sum(-1).log_().add_(largest.squeeze(-1))
+    exponentials = exp_(scores - largest)
+    return exponentials.sum(-1).log_().add_(largest.squeeze(-1)), exponentials, largest

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conan_fast import _backends, _first_use, _native, info_nce, soft_mask_attention
 from conan_fast._self_test import Case
-from conan_fast.attention import operator as attention
+from conan_fast.attention import ops as attention
 from conan_fast.contrastive import backend as contrastive
 
 CUDA = torch.device("cuda")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conan_fast import info_nce
-from conan_fast._numerics import exp_, logsumexp
+from conan_fast._numerics import exp_, exp_factor_, logsumexp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -22,7 +22,7 @@ def test_exp_keeps_nan_and_inf():
 
 def test_logsumexp_of_far_apart_scores():
     scores = torch.tensor([[-1e4, -1e4, -2e4], [5.0, -100.0, 5.0], [-torch.inf, 3.0, -torch.inf]], dtype=torch.float64)
-    torch.testing.assert_close(logsumexp(scores), scores.logsumexp(1))
+    torch.testing.assert_close(logsumexp(scores)[0], scores.logsumexp(1))
 
 
 def test_gradients_hold_no_denormal_number_at_temperature_001():
@@ -34,3 +34,14 @@ def test_gradients_hold_no_denormal_number_at_temperature_001():
     info_nce(queries, positives, temperature=0.01).loss.backward()
     small = queries.grad[queries.grad != 0].abs()
     assert not (small < torch.finfo(torch.float32).tiny).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_product_of_an_exponential_and_a_factor_is_denormal(dtype):
+    logarithms = torch.linspace(-700, 0, 1401, dtype=dtype)
+    exponentials, factors = exp_(logarithms.clone()), exp_factor_(logarithms.clone())
+    products = exponentials[:, None] * factors
+    assert (products == 0).logical_or(products >= torch.finfo(dtype).tiny).all()
+    kept = factors > 0
+    assert kept.sum() > 50 and factors.isfinite().all()
+    torch.testing.assert_close(factors[kept], logarithms[kept].exp())

@@ -26,13 +26,21 @@ def test_attention_operators(packed, alpha_tensor, scale_tensor):
         opcheck(torch.ops.conan_fast.attention_backward.default, (saved[3].clone(), *saved, needed, *settings))
 
 
-@pytest.mark.parametrize("with_gradients", [False, True])
+@pytest.mark.parametrize("wanted", [[False] * 5, [True] * 5, [False, True, False, False, True]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_info_nce_operator(with_gradients, dtype):
+def test_info_nce_operator(wanted, dtype):
     x = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     shared, private, ids = x.repeat(2, 1), x[:, None].repeat(1, 2, 1), torch.arange(7)
     arguments = (x, x.clone(), shared, private, torch.tensor(0.1), ids, ids, None, None, [4, 8], [1.0, 2.0], 0, 7)
-    opcheck(torch.ops.conan_fast.info_nce_sweep.default, (*arguments, with_gradients, "torch"))
+    opcheck(torch.ops.conan_fast.info_nce_sweep.default, (*arguments, wanted, "torch"))
+    one_dim = (x, x.clone(), shared, None, torch.tensor(0.1), ids, ids, None, None, [8], [1.0], 0, 7)
+    no_private = [*wanted[:3], False, wanted[4]]
+    opcheck(torch.ops.conan_fast.info_nce_sweep.default, (*one_dim, no_private, "torch"))
+
+
+def test_the_operator_of_a_compiled_backward_pass():
+    kept, features = [torch.ones(3, 4), torch.tensor(2.0)], [torch.ones(3, 4).bfloat16(), torch.tensor(3.0)]
+    opcheck(torch.ops.conan_fast.info_nce_scaled.default, (kept, torch.tensor(5.0), features))
 
 
 def all_operators(q, k, v, alpha):

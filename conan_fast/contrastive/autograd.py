@@ -1,99 +1,102 @@
-"""InfoNCE as torch operators, and its autograd function.
+"""The autograd function of InfoNCE.
 
 The gradients are made together with the loss; the backward pass multiplies them by the loss's own gradient.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .. import _checks
-from .backend import BACKENDS
-from .batch import Batch, Gradients
-
-torch.library.define(
-    "conan_fast::info_nce_sweep",
-    "(Tensor queries, Tensor positives, Tensor? shared, Tensor? private, Tensor temperature, Tensor? query_ids, "
-    "Tensor? positive_ids, Tensor? shared_ids, Tensor? private_ids, int[] dims, float[] dim_weights, "
-    "SymInt first_positive, SymInt total, bool with_gradients, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "conan_fast::info_nce_negative_scores", "(Tensor queries, Tensor negatives, str backend) -> Tensor"
-)
+from .. import _second_derivatives
+from . import operators  # noqa: F401  defines torch.ops.conan_fast.info_nce_sweep
+from .batch import Batch, Wanted
 
 
-@torch.library.impl("conan_fast::info_nce_sweep", "CompositeExplicitAutograd")
-def _sweep(queries: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
-        *batch, with_gradients, backend = arguments
-        losses, gradients = BACKENDS[backend].sweep(Batch(queries, *batch), with_gradients)
-        return losses, *gradients
-
-
-@torch.library.register_fake("conan_fast::info_nce_sweep")
-def _sweep_shapes(queries: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *fields, with_gradients, _ = arguments
-    batch = Batch(queries, *fields)
-    losses = queries.new_empty(len(batch.dims), dtype=_checks.accumulation_dtype(queries.dtype))
-    kept = _checks.kept_gradient_dtype(queries.dtype)
-    grads = (
-        queries.new_empty(x.shape if with_gradients and x is not None else 0, dtype=kept) for x in batch.features[:-1]
-    )
-    return losses, *grads, batch.temperature.new_empty(())
-
-
-@torch.library.impl("conan_fast::info_nce_negative_scores", "CompositeExplicitAutograd")
-def _negative_scores(queries: Tensor, negatives: Tensor, backend: str) -> Tensor:
-    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
-        return BACKENDS[backend].negative_scores(queries, negatives)
-
-
-@torch.library.register_fake("conan_fast::info_nce_negative_scores")
-def _negative_scores_shape(queries: Tensor, negatives: Tensor, backend: str) -> Tensor:
-    return queries.new_empty(negatives.shape[:2], dtype=_checks.accumulation_dtype(queries.dtype))
+def wanted_gradients(batch: Batch) -> Wanted:
+    """The gradients that a backward pass can ask for."""
+    enabled = torch.is_grad_enabled()
+    return Wanted(*[enabled and x is not None and x.requires_grad for x in batch.features])
 
 
 class InfoNCELoss(torch.autograd.Function):
-    """(loss, loss per dim [dims]) by `apply(*batch, with_gradients, backend)`."""
+    """(loss, loss per dim [dims], *wanted gradients), by apply(*features, *ids, dims, dim_weights, wanted, backend).
+
+    features, dims, dim_weights: as in Batch; ids: of positives, shared and private negatives. The gradients are results
+    because that is how torch.func lets an autograd function keep them; nobody else uses them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        batch = Batch(*arguments[:-2])
-        losses, *grads = torch.ops.conan_fast.info_nce_sweep(*arguments)
-        return keep_gradients(ctx, batch, losses, grads)
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        *features, positive_ids, shared_ids, private_ids, dims, dim_weights, wanted, backend = arguments
+        ids = positive_ids, positive_ids, shared_ids, private_ids
+        losses, grads = torch.ops.conan_fast.info_nce_sweep(
+            *features, *ids, dims, dim_weights, 0, features[0].shape[0], wanted, backend
+        )
+        return weighted_sum(losses, dim_weights), losses, *grads
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, losses, *grads = output
+        ctx.mark_non_differentiable(losses, *grads)
+        ctx.set_materialize_grads(False)
+        ctx.wanted = inputs[-2]
+        # The features tell `_second_derivatives.refuse` what the gradients depend on.
+        features = [x for x, is_wanted in zip(inputs, ctx.wanted, strict=False) if is_wanted]
+        ctx.save_for_backward(*grads, *features)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return *kept_gradients(ctx, grads[0]), *[None] * (len(Batch._fields) - len(Gradients._fields) + 2)
+        found: list[Tensor | None] = [None] * ARGUMENTS
+        if grads[0] is None:
+            return tuple(found)
+        count = sum(ctx.wanted)
+        saved = ctx.saved_tensors  # asked for once: torch.utils.checkpoint does not allow more
+        kept, features = saved[:count], saved[count:]
+        if torch.compiler.is_compiling():
+            scaled = torch.ops.conan_fast.info_nce_scaled(kept, grads[0], features)
+        else:
+            in_place = _graph_is_freed()
+            scaled = [_times(x, grads[0], in_place).to(like.dtype) for x, like in zip(kept, features, strict=True)]
+        results = iter(_second_derivatives.refuse("info_nce", scaled, [grads[0], *features]))
+        for place, is_wanted in enumerate(ctx.wanted):
+            if is_wanted:
+                found[place] = next(results)
+        return tuple(found)
 
 
-def keep_gradients(ctx: Any, batch: Batch, losses: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """In forward: keeps the gradients of the batch's features; returns (weighted sum of losses, losses)."""
-    ctx.dtypes = [None if x is None else x.dtype for x in batch.features]
-    ctx.save_for_backward(*grads)
-    ctx.mark_non_differentiable(losses)
-    # The weights are Python floats: a tensor of them would be one more copy to the device.
-    loss = losses[0] * batch.dim_weights[0]
-    for index in range(1, len(batch.dim_weights)):
-        loss = loss + losses[index] * batch.dim_weights[index]
-    return loss, losses
+class EagerInfoNCELoss(InfoNCELoss):
+    """InfoNCELoss that names the operator where it refuses a transform. torch.compile traces no class that does."""
+
+    @staticmethod
+    def vmap(*_: Any) -> NoReturn:
+        raise RuntimeError(
+            "info_nce does not support torch.vmap: its loss compares all rows of a batch with each other. Call it once "
+            "for each batch, or use conan_fast.reference.info_nce."
+        )
+
+    @staticmethod
+    def jvp(*_: Any) -> NoReturn:
+        raise RuntimeError(
+            "info_nce has no forward-mode derivatives (torch.func.jvp, jacfwd, torch.autograd.forward_ad). Use reverse "
+            "mode (torch.func.grad, vjp, jacrev, backward), or conan_fast.reference.info_nce."
+        )
 
 
-def kept_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
-    """In backward: the kept gradients times the loss's own, in the inputs' dtypes; None where none is needed."""
-    wanted = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[: len(ctx.dtypes)], strict=True)
-    in_place = _graph_is_freed()
-    return [
-        _times(kept, grad, in_place).to(dtype) if dtype is not None and needed else None
-        for kept, dtype, needed in wanted
-    ]
+ARGUMENTS = 12  # of InfoNCELoss.apply
+# `apply` asks for the signature each time; finding out takes 10 us.
+InfoNCELoss.forward.__signature__ = inspect.signature(InfoNCELoss.forward)  # type: ignore[attr-defined]
+
+
+def weighted_sum(losses: Tensor, dim_weights: Sequence[float]) -> Tensor:
+    """Of losses [dims]. The weights are Python floats: a tensor of them would be one more copy to the device."""
+    if all(weight == 1 for weight in dim_weights):
+        return losses.sum()
+    return torch.stack([losses[m] * weight for m, weight in enumerate(dim_weights)]).sum()
 
 
 def _times(kept: Tensor, grad: Tensor, in_place: bool) -> Tensor:
@@ -108,7 +111,7 @@ def _graph_is_freed() -> bool:
 
     That saves a copy of all gradients. torch has no public way to ask; where there is none at all, the answer is no.
     """
-    if torch.compiler.is_compiling():
+    if torch.is_grad_enabled():
         return False
     keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return keeps is not None and not keeps()

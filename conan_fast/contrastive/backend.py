@@ -6,19 +6,19 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .batch import Batch, Gradients
+from .batch import Batch, Gradients, Wanted
 from .kernel_backend.backend import KernelInfoNCE
 from .torch_backend import passes as torch_passes
 
 
 class Backend(Protocol):
-    """Computes the loss and the gradients of a Batch.
+    """Computes the loss of a Batch and the wanted ones of its gradients.
 
     One process with all candidates needs `sweep` alone. Where a process sees the candidates part by part
     (distributed/ring.py), `statistics` of each part comes first, then `gradients` of each part.
     """
 
-    def sweep(self, batch: Batch, with_gradients: bool) -> tuple[Tensor, Gradients]:
+    def sweep(self, batch: Batch, wanted: Wanted) -> tuple[Tensor, Gradients]:
         """(loss per dim [dims], gradients in the dtype in which they wait for the loss's own gradient)."""
 
     def statistics(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ class Backend(Protocol):
         is 0 where it is not among these candidates. float32, or float64 for float64 features.
         """
 
-    def gradients(self, batch: Batch, logsumexp: Tensor) -> Gradients:
+    def gradients(self, batch: Batch, logsumexp: Tensor, wanted: Wanted) -> Gradients:
         """What these candidates add to the gradients, where logsumexp [dims, N] is that over all candidates.
 
         The results of disjoint sets of candidates, the own positives in one of them, sum up to those of `sweep`. Their

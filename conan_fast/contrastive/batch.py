@@ -28,19 +28,43 @@ class Batch(NamedTuple):
     @property
     def features(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
         """The tensors that get gradients: the first fields, in the order of Gradients."""
-        return self.queries, self.positives, self.shared, self.private, self.temperature
+        return self[:5]
+
+
+class Wanted(NamedTuple):
+    """Which of a Batch's features need a gradient."""
+
+    queries: bool = False
+    positives: bool = False
+    shared: bool = False
+    private: bool = False
+    temperature: bool = False
 
 
 class Gradients(NamedTuple):
-    """Gradients of a Batch's tensors; empty where there is no tensor, or where no gradients were asked for."""
+    """Gradients of a Batch's features; None where none is wanted."""
 
-    queries: Tensor
-    positives: Tensor
-    shared: Tensor
-    private: Tensor
-    temperature: Tensor
+    queries: Tensor | None = None
+    positives: Tensor | None = None
+    shared: Tensor | None = None
+    private: Tensor | None = None
+    temperature: Tensor | None = None
+
+    @staticmethod
+    def of_wanted(wanted: Wanted, grads: Sequence[Tensor]) -> Gradients:
+        """From the wanted ones alone, as an operator returns them."""
+        found = iter(grads)
+        return Gradients(*[next(found) if is_wanted else None for is_wanted in wanted])
 
 
 def dim_slices(dims: Sequence[int]) -> list[slice]:
     """The columns that each of the rising `dims` adds to the one before: slice m is dims[m - 1]:dims[m]."""
     return [slice(low, high) for low, high in zip([0, *dims[:-1]], dims, strict=True)]
+
+
+def dim_parts(x: Tensor, dims: Sequence[int]) -> Sequence[Tensor]:
+    """Views of x [n, D]: its columns by `dim_slices`."""
+    if len(dims) == 1 and dims[0] == x.shape[1]:
+        return (x,)
+    ends = [*dims] if dims[-1] == x.shape[1] else [*dims, x.shape[1]]
+    return x.split_with_sizes([high - low for low, high in zip([0, *ends[:-1]], ends, strict=True)], 1)[: len(dims)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .. import _checks
+from .. import _autocast, _checks
+
+LABEL_DTYPES = (*_checks.FLOAT_DTYPES, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def cosent(
@@ -23,34 +26,55 @@ def cosent(
 
     a, b: [N, D] bfloat16, float16, float32 or float64; pair i has cosine cos_i = cos(a_i, b_i), of the first d elements
         for each d of dims (distinct, in 1..D, default (D,); dim_weights default 1 each).
-    labels: [N], integers or floats; equal labels form no pair, and with fewer than two distinct ones the loss is 0.
-    temperature: positive float or 0-dim tensor. Returns a scalar, float32 (float64 for float64 inputs).
+        Under autocast they may have different dtypes, of which the widest counts.
+    labels: [N], integers or floats; equal labels form no pair, and with fewer than two distinct ones the loss is 0. NaN
+        is neither above nor below any label: a row without a label can have it and forms no pair.
+    temperature: positive finite float or 0-dim tensor. The loss is NaN for a tensor that is neither, where its value is
+        not known on the host (on a GPU, under torch.compile).
+    Returns a scalar, float32 (float64 for float64 inputs), with second derivatives.
+    Forward-mode derivatives are those of torch's logcumsumexp: rough where scores differ by more than about 30.
     O(N log N) time and O(N D) memory. Raises ValueError / TypeError naming the argument.
     """
     _checks.tensor("a", a, "N, D")
     _checks.tensor("b", b, "N, D")
+    a, b = _autocast.promoted(a, b)
     _checks.floating_alike(a=a, b=b)
     if a.shape != b.shape or a.shape[0] == 0 or a.shape[1] == 0:
         raise ValueError(f"a and b must have one shape with N, D >= 1, got {list(a.shape)} and {list(b.shape)}")
     _checks.tensor("labels", labels, "N")
     if labels.shape[0] != a.shape[0]:
         raise ValueError(f"labels must have one entry per row of a, {a.shape[0]}, got {labels.shape[0]}")
-    if labels.dtype == torch.bool or labels.dtype.is_complex:
-        raise TypeError(f"labels must be integers or floats, got {labels.dtype}")
+    if labels.dtype not in LABEL_DTYPES:
+        raise TypeError(f"labels must be integers or floats, one of {LABEL_DTYPES}, got {labels.dtype}")
     if labels.device != a.device:
         raise ValueError(f"labels must be on {a.device}, got {labels.device}")
     _checks.temperature(temperature, a.device)
-    if isinstance(temperature, Tensor) and temperature.device.type == "cpu" and not torch.compiler.is_compiling():
-        _checks.temperature_value(temperature.item())
+    if isinstance(temperature, Tensor):
+        temperature = _checks.temperature_tensor(temperature)
     rising, weights, _ = _checks.matryoshka(dims, dim_weights, a.shape[1])
 
-    with torch.autocast(a.device.type, enabled=False):
-        labels, order = labels.sort()
-        smaller = torch.searchsorted(labels, labels, side="left")  # how many labels are strictly smaller
+    with _autocast.suspended(a.device):
+        order, smaller, has_label = _ranks(labels)
         loss: Tensor = a.new_zeros((), dtype=_checks.accumulation_dtype(a.dtype))
         for cosine, weight in zip(_prefix_cosines(a, b, rising), weights, strict=True):
-            loss = loss + weight * _ranking_loss(cosine[order] / temperature, smaller)
+            scores = cosine[order] / temperature
+            if has_label is not None:
+                scores = torch.where(has_label, scores, 0)
+            loss = loss + weight * _ranking_loss(scores, smaller)
         return loss
+
+
+def _ranks(labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(rows in the order of their labels, NaN last; in this order how many labels are smaller, and which are not NaN).
+
+    None are smaller than NaN. The last is None for integers.
+    """
+    labels, order = labels.sort()
+    if not labels.is_floating_point():
+        return order, torch.searchsorted(labels, labels), None
+    has_label = labels == labels
+    rising = labels.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    return order, torch.where(has_label, torch.searchsorted(rising, rising), 0), has_label
 
 
 def _prefix_cosines(a: Tensor, b: Tensor, dims: Sequence[int]) -> list[Tensor]:

@@ -80,6 +80,44 @@ def test_ten_thousand_pairs_keep_nothing_of_size_n_squared():
     assert a.grad.isfinite().all()
 
 
+NAN, INF = torch.nan, torch.inf
+# For five pairs. The int64 ones differ by less than float64 tells apart.
+LABELS_OF_ALL_KINDS = [
+    *[torch.tensor([0, NAN, 2, NAN, 1], dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)],
+    torch.tensor([0, 1, 3, NAN, 2]),
+    torch.tensor([NAN] * 5),
+    torch.tensor([INF, NAN, -INF, 0, INF]),
+    torch.tensor([2**53 + 1, 2**53, 2**62, 2**62 - 1, -(2**62)]),
+    *[torch.tensor([3, 100, 3, 0, 7], dtype=dtype) for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)],
+]
+
+
+@pytest.mark.parametrize("labels", LABELS_OF_ALL_KINDS, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_of_all_kinds(labels, seed):
+    """NaN is neither above nor below any label, so it forms no pair, also where its pair's features are NaN."""
+    pairs = random_pairs(5, 4, seed)
+    ours, plain = (everything(function, pairs, labels, 0.05) for function in (cosent, reference.cosent))
+    for mine, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-10, rtol=1e-10)
+    with torch.no_grad():
+        pairs[0][labels.isnan()] = NAN
+    torch.testing.assert_close(cosent(*pairs, labels).detach(), ours[0].detach(), atol=1e-10, rtol=1e-10)
+
+
+def test_mixed_dtypes_under_autocast():
+    """The widest counts; without autocast they are refused."""
+    a, b = random_pairs(20, 8, dtype=torch.float32)
+    a = a.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = cosent(a, b, torch.arange(20))
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, cosent(a.float(), b, torch.arange(20)))
+    assert [x.dtype for x in torch.autograd.grad(loss, [a, b])] == [torch.bfloat16, torch.float32]
+    with pytest.raises(TypeError, match="b must have the dtype of a"):
+        cosent(a, b, torch.arange(20))
+
+
 def test_autocast_does_not_round():
     a, b = random_pairs(20, 8, dtype=torch.float32)
     labels = torch.arange(20)
@@ -103,9 +141,11 @@ LABELS = torch.arange(3)
         ({"labels": [1, 2, 3]}, TypeError, "labels must be a torch.Tensor"),
         ({"labels": LABELS[:2]}, ValueError, "labels must have one entry per row"),
         ({"labels": LABELS > 1}, TypeError, "labels must be integers or floats"),
+        ({"labels": LABELS.cfloat()}, TypeError, "labels must be integers or floats"),
         ({"labels": LABELS.to("meta")}, ValueError, "labels must be on cpu"),
         ({"temperature": -0.1}, ValueError, "temperature must be positive"),
         ({"temperature": torch.tensor(0.0)}, ValueError, "temperature must be positive"),
+        ({"temperature": torch.tensor(torch.nan)}, ValueError, "temperature must be positive"),
         ({"dims": [9]}, ValueError, "dims must lie in 1..4"),
         ({"dims": [1, 2], "dim_weights": [1.0]}, ValueError, "dim_weights must have one weight per dim"),
     ],

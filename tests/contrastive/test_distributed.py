@@ -10,8 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from conan_fast import info_nce
+from conan_fast.contrastive.batch import Wanted
 from conan_fast.contrastive.distributed import ring
-from conan_fast.contrastive.distributed.gather import Layout
+from conan_fast.contrastive.distributed.layout import Layout
 from conan_fast.contrastive.torch_backend import passes as torch_passes
 
 PROCESSES = 4
@@ -111,7 +112,7 @@ def check_wrong_ones_are_caught(features, rows, group):
 
 
 def check_ring_without_gradients(features, rows, group):
-    """One round only; but two on all processes as soon as one process wants gradients."""
+    """One round only; but two on all processes as soon as one process wants gradients, of the parts that need them."""
     local, expected = [x[rows] for x in features], loss_and_grads(features, {})
     with mock.patch.object(torch_passes, "gradients", wraps=torch_passes.gradients) as second_round:
         quiet, *_ = loss_and_grads(local, {}, group, requires_grad=False)
@@ -119,7 +120,7 @@ def check_ring_without_gradients(features, rows, group):
         assert not second_round.called and not quiet.loss.requires_grad
         wants = dist.get_rank(group) != 0
         _, grads, _ = loss_and_grads(local, {}, group, requires_grad=wants)
-        assert second_round.call_count == dist.get_world_size(group)
+        assert second_round.call_count == dist.get_world_size(group) - (not wants)
     if wants:
         assert_equal(grads[1], expected[1][1][rows])
 
@@ -133,6 +134,72 @@ def check_low_precision(features, rows, group):
         for mine, other in zip(grads, expected_grads, strict=True):
             assert mine.dtype == dtype
             assert (mine.double() - other[rows]).norm() <= 1e-2 * other[rows].norm()
+
+
+def check_what_differs(rank, features, group):
+    """All processes raise, where the call of one of them differs, instead of one waiting for ever."""
+    first = rank == 0
+    queries, positives, negatives = (x[:4] for x in features)
+    ids = torch.arange(4)
+    for name, mine, other in (
+        ("dims", {"dims": [16, 4]}, {"dims": [16, 8]}),
+        ("dims", {"dims": [16]}, {"dims": [16, 8]}),
+        ("dim_weights", {"dims": [16, 8]}, {"dims": [16, 8], "dim_weights": [1.0, 2.0]}),
+        ("temperature", {"temperature": 0.05}, {"temperature": 0.06}),
+        ("temperature", {"temperature": 0.05}, {"temperature": torch.tensor(0.05)}),
+        ("negatives", {"negatives": negatives}, {}),
+        ("negatives", {"negatives": negatives}, {"negatives": negatives, "negative_scope": "private"}),
+        ("positive_ids", {"positive_ids": ids}, {}),
+        (
+            "negative_ids",
+            {"negatives": negatives, "positive_ids": ids},
+            {"negatives": negatives, "positive_ids": ids, "negative_ids": ids[:, None].expand(4, 2)},
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must be the same in all processes of group: in process {rank} "):
+            info_nce(queries, positives, **(mine if first else other), group=group)
+    kind = torch.float64 if first else torch.float32
+    with pytest.raises(ValueError, match="dtype must be the same in all processes"):
+        info_nce(queries.to(kind), positives.to(kind), group=group)
+    message = "dims must lie in 1..16" if first else r"refused its arguments in the processes \[0\] of group"
+    with pytest.raises(ValueError, match=message):
+        info_nce(queries, positives, dims=[99 if first else 8], group=group)
+
+
+def check_only_wanted_gradients(features, rows, group):
+    """Processes may want different gradients, and may have different numbers of hard negatives."""
+    rank = dist.get_rank(group)
+    whole = [x.clone().requires_grad_() for x in features]
+    expected = torch.autograd.grad(info_nce(*whole, temperature=0.2).loss, whole)
+    for turn in range(4):
+        chosen = [(rank + turn + place) % 4 < 2 for place in range(3)]
+        local = [x[rows].clone().requires_grad_(wanted) for x, wanted in zip(features, chosen, strict=True)]
+        loss = info_nce(*local, temperature=0.2, group=group).loss
+        if any(chosen):
+            loss.backward()
+        assert loss.requires_grad == any(chosen)
+        for x, wanted, grad in zip(local, chosen, expected, strict=True):
+            assert (x.grad is not None) == wanted
+            if wanted:
+                assert_equal(x.grad, grad[rows])
+
+
+def check_different_numbers_of_negatives(features, sizes, rows, group):
+    """The first process has one hard negative per query, the others two; all are candidates of all queries."""
+    queries, positives, negatives = (x.clone().requires_grad_() for x in features)
+    first = slice(0, sizes[0])
+    kept = torch.cat([positives, negatives[first, :1].flatten(0, 1), negatives[sizes[0] :].flatten(0, 1)])
+    scores = torch.nn.functional.cosine_similarity(queries[:, None], kept[None], dim=-1) / 0.2
+    loss = torch.nn.functional.cross_entropy(scores, torch.arange(len(queries)))
+    expected = torch.autograd.grad(loss, [queries, positives, negatives])
+    count = 1 if rows == first else 2
+    local = [features[0][rows], features[1][rows], features[2][rows][:, :count]]
+    local = [x.clone().requires_grad_() for x in local]
+    mine = info_nce(*local, temperature=0.2, group=group).loss
+    assert_equal(mine.detach(), loss.detach())
+    grads = torch.autograd.grad(mine, local)
+    for x, other in zip(grads, (expected[0][rows], expected[1][rows], expected[2][rows][:, :count]), strict=True):
+        assert_equal(x, other)
 
 
 def check_group(rank, sizes, group):
@@ -152,10 +219,15 @@ def check_group(rank, sizes, group):
             assert first_round.called == (path == "ring")
             if path == "ring":
                 check_ring_without_gradients(features, own, group)
-            with pytest.raises(ValueError, match="must agree in D"):  # on all, instead of one waiting for ever
+            with pytest.raises(
+                ValueError, match="D must be the same in all processes"
+            ):  # on all, instead of one waiting for ever
                 info_nce(features[0][:, : 4 + rank], features[1][:, : 4 + rank], group=group)
             with pytest.raises(ValueError, match="at least one row in some process"):
                 info_nce(features[0][:0], features[1][:0], group=group)
+            check_what_differs(rank, features, group)
+            check_only_wanted_gradients(features, own, group)
+            check_different_numbers_of_negatives(features, sizes, own, group)
 
 
 def check_process(rank, port):
@@ -214,5 +286,7 @@ def test_one_process(group_of_one, monkeypatch, world_size_matters):
 def test_only_what_is_too_large_travels(monkeypatch, sizes, with_gradients, dtype, expected):
     monkeypatch.setattr(ring, "GATHERED_BYTES", 128 * 64 * 8)
     for rank in range(len(sizes)):
-        layout = Layout(rank, [sizes[0], *sizes[1:]], [0] * len(sizes), with_gradients)
+        layout = Layout(
+            rank, [*sizes], [0] * len(sizes), [Wanted(queries=with_gradients)] + [Wanted()] * (len(sizes) - 1)
+        )
         assert ring.needed(layout, torch.zeros(sizes[rank], 64, dtype=dtype)) == expected

@@ -1,5 +1,7 @@
 """InfoNCE against the plain definition in float64: values, gradients, ids, scopes, Matryoshka dims, chunks."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from conan_fast import info_nce, reference
 from tests.support.comparison import assert_same
-from tests.support.contrastive import everything, random_batches, random_features, small_chunks
+from tests.support.contrastive import everything, random_batches, random_features, random_ids, small_chunks
 from tests.support.memory import poisoned_memory
 
 
@@ -115,6 +117,54 @@ def test_a_loss_scaler_saves_float16_gradients_from_underflow():
     (plain,) = torch.autograd.grad(reference.info_nce(exact, positives.half().double(), temperature=10.0).loss, exact)
     assert plain.abs().median() < 1e-6
     assert (scaled.double() / 2.0**16 - plain).norm() <= 2e-3 * plain.norm()
+
+
+@pytest.mark.parametrize("chunks", [(1, 1), (6000, 3), (256 << 20, 2048)])
+@pytest.mark.parametrize("dims", [[8], [4, 8]])
+@pytest.mark.parametrize("scope", ["shared", "private"])
+def test_each_gradient_is_the_same_whichever_others_are_asked_for(scope, dims, chunks):
+    features, ids = random_features(9, 2, 8), random_ids(9, 2)
+    tau = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+
+    def gradients(wanted):
+        chosen = [x.detach().requires_grad_(y) for x, y in zip([*features, tau], wanted, strict=True)]
+        loss = info_nce(*chosen[:3], temperature=chosen[3], dims=dims, negative_scope=scope, **ids).loss
+        return torch.autograd.grad(loss, [x for x in chosen if x.requires_grad])
+
+    with small_chunks(*chunks):
+        everything = gradients([True] * 4)
+        for wanted in itertools.product([False, True], repeat=4):
+            if any(wanted):
+                assert_same(gradients(wanted), list(itertools.compress(everything, wanted)), tolerance=1e-13)
+
+
+@pytest.mark.parametrize("scope", ["shared", "private"])
+@pytest.mark.parametrize(
+    ("dtypes", "widest"),
+    [
+        ((torch.bfloat16, torch.float32, torch.float32), torch.float32),
+        ((torch.float32, torch.float32, torch.bfloat16), torch.float32),
+        ((torch.bfloat16, torch.float16, torch.float16), torch.float32),
+        ((torch.float16, torch.float64, torch.float32), torch.float64),
+        ((torch.bfloat16, torch.bfloat16, torch.bfloat16), torch.bfloat16),
+    ],
+)
+def test_mixed_dtypes_under_autocast(dtypes, widest, scope):
+    """The widest counts, inputs that agree stay as they are, and each gradient has its input's dtype."""
+    features = [x.detach().to(y).requires_grad_() for x, y in zip(random_features(6, 2, 16), dtypes, strict=True)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = info_nce(*features, negative_scope=scope)
+    outside = info_nce(*(x.to(widest) for x in features), negative_scope=scope)
+    assert_same(inside.loss, outside.loss, tolerance=0)
+    assert_same(inside.negative_scores, outside.negative_scores, tolerance=0)
+    grads = torch.autograd.grad(inside.loss, features)
+    assert_same(grads, torch.autograd.grad(outside.loss, features), tolerance=0)
+    assert [x.dtype for x in grads] == list(dtypes)
+
+
+def test_integers_are_refused_under_autocast_too():
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="positives must have the dtype"):
+        info_nce(X, X.long())
 
 
 def test_no_gradient_asked_for_gives_the_same_loss():

@@ -167,30 +167,69 @@ def test_nan_passes_through_and_stays_in_its_row(kernel_backend, dtype):
     assert grad.isnan().any(1).tolist() == [False, False, True, False, False]
 
 
-def products_of(emulated, dims, taken, with_gradients=True):
-    """FLOP of matrix products, on tensor cores and by torch, of a call with M = 256 candidates."""
+def products_of(emulated, dims, taken, wanted=(True, True, True)):
+    """FLOP of matrix products, on tensor cores and by torch, of a call with M = 256 candidates.
+
+    wanted: the gradients of queries, positives and hard negatives.
+    """
     features = random_features(128, 1, 512, torch.bfloat16, "cpu")
+    features = [x.detach().requires_grad_(is_wanted) for x, is_wanted in zip(features, wanted, strict=True)]
     before, library = emulated.matrix_products(), []
 
     def counted(out, a, b, *, add):
         library.append(2 * a.numel() * b.shape[1])
         multiply(out, a, b, add=add)
 
-    with pytest.MonkeyPatch.context() as patch, way(taken), torch.set_grad_enabled(with_gradients):
+    with pytest.MonkeyPatch.context() as patch, way(taken):
         patch.setattr(kernel_passes, "multiply", counted)
         loss = info_nce(*features, dims=dims, backend="emulated").loss
-        if with_gradients:
+        if any(wanted):
             loss.backward()
     return 4096 * (emulated.matrix_products() - before) + sum(library)
 
 
 @pytest.mark.parametrize(
-    ("taken", "with_gradients", "products"), [("whole", True, 3), ("tiles", True, 4), ("whole", False, 1)]
+    ("taken", "wanted", "products"),
+    [
+        ("whole", (True, True, True), 3),
+        ("tiles", (True, True, True), 4),
+        ("whole", (False, False, False), 1),
+        ("whole", (True, False, False), 2),
+        ("tiles", (True, False, False), 3),
+        ("whole", (False, True, False), 1.5),  # half of the candidates
+        ("tiles", (False, False, True), 2.5),
+    ],
 )
-def test_seven_dims_cost_the_products_of_one(emulated, taken, with_gradients, products):
+def test_seven_dims_cost_the_products_of_one_and_only_wanted_gradients_any(emulated, taken, wanted, products):
     expected = products * 2 * 128 * 256 * 512
-    assert products_of(emulated, [512], taken, with_gradients) == expected
-    assert products_of(emulated, [64, 128, 192, 256, 320, 448, 512], taken, with_gradients) == expected
+    assert products_of(emulated, [512], taken, wanted) == expected
+    assert products_of(emulated, [64, 128, 192, 256, 320, 448, 512], taken, wanted) == expected
+
+
+@pytest.mark.parametrize("taken", ["whole", "tiles"])
+@pytest.mark.parametrize("scope", ["shared", "private"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_wanted_gradients_do_not_depend_on_the_others(kernel_backend, dtype, scope, taken):
+    """Each alone, and all but one, equal those of a call that makes all of them."""
+    backend, device = kernel_backend
+    tau = torch.tensor(0.1, device=device)
+    inputs = [x.detach() for x in random_features(70, 2, 48, dtype, device)]
+
+    def gradients(wanted):
+        chosen = [x.clone().requires_grad_(is_wanted) for x, is_wanted in zip([*inputs, tau], wanted, strict=True)]
+        options = {"dims": [16, 48], "negative_scope": scope, "backend": backend}
+        with poisoned_empty(), way(taken):
+            loss = info_nce(*chosen[:3], temperature=chosen[3], **options).loss
+            return iter(torch.autograd.grad(loss, [x for x in chosen if x.requires_grad]))
+
+    everything = list(gradients([True] * 4))
+    for place in range(4):
+        for alone in (True, False):
+            wanted = [(other == place) == alone for other in range(4)]
+            found = gradients(wanted)
+            for is_wanted, grad in zip(wanted, everything, strict=True):
+                if is_wanted:
+                    torch.testing.assert_close(next(found), grad, rtol=0, atol=0)
 
 
 def test_shared_memory_is_read_without_bank_conflicts(emulated):

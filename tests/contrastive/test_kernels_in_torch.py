@@ -7,7 +7,7 @@ from torch.utils.dlpack import to_dlpack
 
 from conan_fast import _native, cosent, info_nce
 from conan_fast.contrastive.backend import BACKENDS
-from conan_fast.contrastive.batch import Batch
+from conan_fast.contrastive.batch import Batch, Wanted
 from tests.support.contrastive import everything, random_features, random_ids, way
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -20,7 +20,8 @@ def sweep_arguments(features, ids, dims, backend, scope="shared"):
     own, others = ids["positive_ids"], ids["negative_ids"]
     temperature = torch.tensor(0.1, device=queries.device)
     all_ids = (own, own, others.flatten() if shared is not None else None, others if private is not None else None)
-    rest = (dims, [1.0] * len(dims), 0, len(queries), True, backend)
+    wanted = [True, True, shared is not None, private is not None, True]
+    rest = (dims, [1.0] * len(dims), 0, len(queries), wanted, backend)
     return (queries, positives, shared, private, temperature, *all_ids, *rest)
 
 
@@ -81,7 +82,7 @@ def test_statistics_and_gradients_of_parts_of_the_candidates_add_up(kernel_backe
     logsumexp = torch.stack([part[0] for part in statistics]).logsumexp(0)
     scores = statistics[0][1] + statistics[2][1]  # each own positive is in one of them, the other says 0
     losses = (logsumexp - scores).mean(1)
-    grads = [functions.gradients(batch, logsumexp) for batch in batches]
+    grads = [functions.gradients(batch, logsumexp, Wanted(True, True, True, False, True)) for batch in batches]
     with torch.no_grad():
         queries_grad = grads[0][0] + grads[1][0] + grads[2][0]
         positives_grad = torch.cat([part[1] for part in grads])

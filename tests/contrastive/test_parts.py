@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conan_fast import reference
-from conan_fast.contrastive.batch import Batch
+from conan_fast.contrastive.batch import Batch, Wanted
 from conan_fast.contrastive.torch_backend import passes as torch_passes
 from tests.support.comparison import assert_same
 from tests.support.contrastive import everything, random_batches, random_features, small_chunks
@@ -47,14 +47,16 @@ def by_parts(features, temperature, owners, dims, weights, ids, scope):
             logsumexp, own = torch.logaddexp(logsumexp, parts[0]), own + parts[1]
         losses += (logsumexp - own).sum(1) / len(queries)
         for theirs in owners:
+            part = batch(mine, theirs)
+            wanted = Wanted(*[x is not None for x in part.features])
             of_queries, of_positives, of_shared, of_private, of_temperature = torch_passes.gradients(
-                batch(mine, theirs), logsumexp
+                part, logsumexp, wanted
             )
             grads[0][mine] += of_queries
             grads[1][theirs] += of_positives
-            if of_shared.numel():
+            if of_shared is not None:
                 grads[2][theirs] += of_shared.view_as(grads[2][theirs])
-            if of_private.numel():
+            if of_private is not None:
                 grads[2][mine] += of_private
             grad_temperature += of_temperature
     return losses, grads, grad_temperature
@@ -111,10 +113,13 @@ def test_statistics_and_gradients_come_in_float32(dtype):
     tau = torch.tensor(0.1)
     batch = Batch(*features[:2], None, features[2], tau, None, None, None, None, [4, 8], [1.0, 1.0], 0, 5)
     logsumexp, own = torch_passes.statistics(batch)
-    grads = torch_passes.gradients(batch, logsumexp)
+    wanted = Wanted(True, True, False, True, True)
+    grads = torch_passes.gradients(batch, logsumexp, wanted)
+    assert grads.shared is None
+    grads = [grads.queries, grads.positives, grads.private, grads.temperature]
     assert {x.dtype for x in (logsumexp, own, *grads)} == {torch.float32}
-    _, whole = torch_passes.sweep(batch, True)
-    for mine, other in zip(grads, whole, strict=True):
+    _, whole = torch_passes.sweep(batch, wanted)
+    for mine, other in zip(grads, [x for x in whole if x is not None], strict=True):
         torch.testing.assert_close(
             mine.to(other.dtype), other, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5
         )

@@ -13,13 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ... import _checks
-from ..autograd import keep_gradients, kept_gradients
-from ..backend import Backend
 from ..batch import Batch, Gradients
-from .gather import Layout
+from .layout import Layout
 
 # Bound on the candidates of all processes and their gradients; above it they travel.
 GATHERED_BYTES = 256 << 20
@@ -34,44 +31,26 @@ def needed(layout: Layout, queries: Tensor) -> bool:
     return len(layout.sizes) > 1 and rows * queries.shape[1] * element > GATHERED_BYTES
 
 
-class RingLoss(torch.autograd.Function):
-    """(loss, losses [dims]) of the local queries against the candidates of all processes.
-
-    apply(*batch, layout, group, backend). batch: the local Batch, with the total of all processes. The gradients of
-    positives and shared negatives are sums over the queries of all processes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *fields, layout, group, backend = arguments
-        batch = Batch(*fields)
-        with torch.autocast(batch.queries.device.type, enabled=False):
-            ring = _Ring(batch, layout, group, backend)
-            losses, logsumexp = ring.losses()
-            empty = batch.queries.new_empty(0)
-            grads = ring.gradients(logsumexp) if layout.with_gradients else Gradients(empty, empty, empty, empty, empty)
-        return keep_gradients(ctx, batch, losses, grads)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return *kept_gradients(ctx, grads[0]), *[None] * (len(Batch._fields) - len(Gradients._fields) + 3)
+def sweep(batch: Batch, layout: Layout, group: Any, backend: str) -> tuple[Tensor, Gradients]:
+    """(losses [dims] of the local queries, the wanted gradients of the local features of all processes' losses)."""
+    ring = _Ring(batch, layout, group, backend)
+    losses, logsumexp = ring.losses()
+    return losses, ring.gradients(logsumexp) if layout.with_gradients else Gradients()
 
 
 class _Moving:
-    """Tensors that are handed to the next process while others of the given shapes come from the previous one."""
+    """Tensors that are handed to the next process while others come from the previous one into `rooms`."""
 
-    def __init__(self, sent: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: Any, first_tag: int) -> None:
+    def __init__(self, sent: Sequence[Tensor], rooms: Sequence[Tensor], group: Any, first_tag: int) -> None:
         self.sent = [x.contiguous() for x in sent]  # held until they have left
-        self.received = [x.new_empty(shape) for x, shape in zip(self.sent, shapes, strict=True)]
+        self.received = list(rooms)
         rank, world = dist.get_rank(group), dist.get_world_size(group)
         following, previous = (dist.get_global_rank(group, (rank + step) % world) for step in (1, -1))
         operations = []
-        for tag, (out, into) in enumerate(zip(self.sent, self.received, strict=True), start=first_tag):
-            if out.numel():
-                operations.append(dist.P2POp(dist.isend, out, following, group, tag))
-            if into.numel():
-                operations.append(dist.P2POp(dist.irecv, into, previous, group, tag))
+        for operation, other, tensors in ((dist.isend, following, self.sent), (dist.irecv, previous, self.received)):
+            for tag, x in enumerate(tensors, start=first_tag):
+                if x.numel():
+                    operations.append(dist.P2POp(operation, x, other, group, tag))
         self.works = dist.batch_isend_irecv(operations) if operations else []
 
     def arrived(self) -> list[Tensor]:
@@ -84,7 +63,7 @@ class _Moving:
 class _Ring:
     """The local queries, and the candidates of all processes, which come by one part at a time."""
 
-    def __init__(self, batch: Batch, layout: Layout, group: Any, backend: Backend) -> None:
+    def __init__(self, batch: Batch, layout: Layout, group: Any, backend: str) -> None:
         self.batch, self.layout, self.group, self.backend = batch, layout, group, backend
         self.travelling = [batch.positives, batch.shared, batch.positive_ids, batch.shared_ids]
 
@@ -94,35 +73,40 @@ class _Ring:
         shape, dtype = (len(self.batch.dims), len(queries)), _checks.accumulation_dtype(queries.dtype)
         logsumexp, own_scores = queries.new_full(shape, -torch.inf, dtype=dtype), queries.new_zeros(shape, dtype=dtype)
         for _, part in self._tour():
-            more, own = self.backend.statistics(part)
+            more, own = torch.ops.conan_fast.info_nce_statistics(*part, self.backend)
             logsumexp, own_scores = torch.logaddexp(logsumexp, more), own_scores + own
         return (logsumexp - own_scores).sum(1) / self.batch.total, logsumexp
 
     def gradients(self, logsumexp: Tensor) -> Gradients:
-        """Second round: the gradients of the local tensors, in the dtype in which they wait."""
-        staying: Gradients | None = None  # of queries, private negatives and temperature
+        """Second round: the wanted gradients of the local features, in the dtype in which they wait."""
+        staying: list[Tensor | None] = [None, None, None]  # of queries, private negatives and temperature
+        passing: list[Tensor] = []  # those of positives and shared negatives that their owner wants
         moving: _Moving | None = None
+        world, mine = len(self.layout.sizes), self.layout.wanted[self.layout.rank]
         for owner, part in self._tour():
-            grads = self.backend.gradients(part, logsumexp)
-            if staying is None:
-                staying = grads
-            else:
-                staying.queries.add_(grads.queries)
-                staying = staying._replace(temperature=staying.temperature + grads.temperature)
-            leaving = [grads.positives] if self.batch.shared is None else [grads.positives, grads.shared]
+            theirs = self.layout.wanted[owner]
+            # Private negatives come once, with the local part.
+            private = mine.private and part.private is not None
+            wanted = mine._replace(positives=theirs.positives, shared=theirs.shared, private=private)
+            grads = Gradients()
+            if any(wanted):
+                found = torch.ops.conan_fast.info_nce_gradients(*part, logsumexp, wanted, self.backend)
+                grads = Gradients.of_wanted(wanted, found)
+            more = grads.queries, grads.private, grads.temperature
+            staying = [b if a is None else a if b is None else a + b for a, b in zip(staying, more, strict=True)]
+            passing = [grad for grad in (grads.positives, grads.shared) if grad is not None]
             if moving is not None:
-                for total, so_far in zip(leaving, moving.arrived(), strict=True):
+                for total, so_far in zip(passing, moving.arrived(), strict=True):
                     total += so_far
-            if len(self.layout.sizes) > 1:
-                shapes = self._shapes((owner - 1) % len(self.layout.sizes))[: len(leaving)]
-                moving = _Moving(leaving, shapes, self.group, first_tag=4)
-        assert staying is not None
-        home = leaving if moving is None else moving.arrived()
-        shared = home[1] if len(home) > 1 else self.batch.queries.new_empty(0)
+            if world > 1:
+                moving = _Moving(passing, self._gradient_rooms((owner - 1) % world, logsumexp), self.group, first_tag=4)
+        home = iter(passing if moving is None else moving.arrived())
+        positives, shared = (next(home) if is_wanted else None for is_wanted in (mine.positives, mine.shared))
         kept = _checks.kept_gradient_dtype(self.batch.queries.dtype)
-        features = [x.to(kept) for x in (staying.queries, home[0], shared, staying.private)]
+        features = [x if x is None else x.to(kept) for x in (staying[0], positives, shared, staying[1])]
         tau = self.batch.temperature
-        return Gradients(*[*features, staying.temperature.to(tau.device, tau.dtype)])
+        tau_grad = None if staying[2] is None else staying[2].to(tau.device, tau.dtype)
+        return Gradients(*[*features, tau_grad])
 
     def _tour(self) -> Iterator[tuple[int, Batch]]:
         """(owner, the local queries with the owner's candidates) for all processes, this one first."""
@@ -131,7 +115,9 @@ class _Ring:
         for step in range(world):
             moving = None
             if step + 1 < world:
-                moving = _Moving(present, self._shapes((rank - step - 1) % world), self.group, first_tag=0)
+                shapes = self._shapes((rank - step - 1) % world)
+                rooms = [x.new_empty(shape) for x, shape in zip(present, shapes, strict=True)]
+                moving = _Moving(present, rooms, self.group, first_tag=0)
             tensors = iter(present)
             part = [None if x is None else next(tensors) for x in self.travelling]
             yield (rank - step) % world, self._with_candidates(part, local=step == 0)
@@ -150,3 +136,10 @@ class _Ring:
         """Of the owner's travelling tensors."""
         sizes = (self.layout.sizes[owner], self.layout.shared_sizes[owner]) * 2
         return [(size, *x.shape[1:]) for x, size in zip(self.travelling, sizes, strict=True) if x is not None]
+
+    def _gradient_rooms(self, owner: int, like: Tensor) -> list[Tensor]:
+        """For the gradients that the owner wants of its positives and shared negatives."""
+        wanted, sizes = self.layout.wanted[owner], (self.layout.sizes[owner], self.layout.shared_sizes[owner])
+        size = self.batch.queries.shape[1]
+        pairs = zip((wanted.positives, wanted.shared), sizes, strict=True)
+        return [like.new_empty(rows, size) for is_wanted, rows in pairs if is_wanted]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _checks, _first_use, _native
-from ..batch import Batch, Gradients
+from ..batch import Batch, Gradients, Wanted
 from ..torch_backend import passes as torch_passes
 from . import workspace
 from .launch import Kernels, aligned_negatives
@@ -49,13 +49,12 @@ class KernelInfoNCE:
             )
         return RuntimeError(reason) if reason else None
 
-    def sweep(self, batch: Batch, with_gradients: bool) -> tuple[Tensor, Gradients]:
+    def sweep(self, batch: Batch, wanted: Wanted) -> tuple[Tensor, Gradients]:
         """(loss per dim, gradients): of whole rows at once if enough of them fit, else block by block."""
-        passes, kept = Passes(self._backend, batch), _checks.kept_gradient_dtype(batch.queries.dtype)
-        if not with_gradients:
+        passes, kept = Passes(self._backend, batch, wanted), _checks.kept_gradient_dtype(batch.queries.dtype)
+        if not any(wanted):
             logsumexp, own_scores = passes.statistics()
-            empty = passes.kernels.empty(0, dtype=kept)
-            grads = Gradients(empty, empty, empty, empty, torch.zeros_like(batch.temperature))
+            grads = Gradients()
         elif rows := workspace.whole_rows(passes.sizes):
             logsumexp, own_scores, grads = passes.whole_rows(rows)
         else:
@@ -65,12 +64,12 @@ class KernelInfoNCE:
 
     def statistics(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(logsumexp, own positives' scores), [dims, N] in natural units."""
-        logsumexp, own_scores = Passes(self._backend, batch).statistics()
+        logsumexp, own_scores = Passes(self._backend, batch, Wanted()).statistics()
         return logsumexp * LN2, own_scores * LN2
 
-    def gradients(self, batch: Batch, logsumexp: Tensor) -> Gradients:
-        """These candidates' part of the gradients, float32."""
-        return Passes(self._backend, batch).blocks(logsumexp / LN2, torch.float32)
+    def gradients(self, batch: Batch, logsumexp: Tensor, wanted: Wanted) -> Gradients:
+        """These candidates' part of the wanted gradients, float32."""
+        return Passes(self._backend, batch, wanted).blocks(logsumexp / LN2, torch.float32)
 
     def negative_scores(self, queries: Tensor, negatives: Tensor) -> Tensor:
         """cos(query, each of its own hard negatives): [N, K] from [N, D] and [N, K, D]."""

@@ -3,7 +3,7 @@
 As in the torch backend all prefixes share the GEMMs, and gradients are made from softmax weights in a bounded
 workspace. There are two ways:
 - whole rows: the weights of some rows and all candidates fit, so their logsumexp is known and the gradient follows at
-  once; 3 GEMMs in all;
+  once; 3 GEMMs in all if the gradients of queries and candidates are wanted;
 - blocks: a first pass over everything finds the logsumexp and keeps nothing else; a second one goes through blocks of
   rows and candidates, computes their weights again and the gradient from them; 4 GEMMs.
 Nothing here waits for the GPU.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ... import _checks
-from ..batch import Batch, Gradients, dim_slices
+from ..batch import Batch, Gradients, Wanted, dim_slices
 from . import workspace
 from .launch import Kernels
 from .matmul import multiply
@@ -41,19 +41,22 @@ FP16_LARGEST_OPERAND = 2.0**15
 class Passes:
     """The passes over one batch, whose vectors are here as the kernels take them."""
 
-    def __init__(self, backend: str, batch: Batch) -> None:
-        self.batch, queries, dims = batch, batch.queries, batch.dims
+    def __init__(self, backend: str, batch: Batch, wanted: Wanted) -> None:
+        self.batch, self.wanted, queries, dims = batch, wanted, batch.queries, batch.dims
         self.kernels = kernels = Kernels(backend, dims, queries.device, _on_device(batch.temperature, queries.device))
         self.dtype = queries.dtype
         self.slices = dim_slices(dims)
         self.width = padded(queries.shape[1], 8)
         self.queries = kernels.vectors(queries, batch.query_ids)
-        self.candidates = [Candidates(kernels.vectors(batch.positives, batch.positive_ids), batch.first_positive)]
+        positives = kernels.vectors(batch.positives, batch.positive_ids)
+        self.candidates = [Candidates(positives, batch.first_positive, wanted.positives)]
         if batch.shared is not None:
-            self.candidates.append(Candidates(kernels.vectors(batch.shared, batch.shared_ids), None))
+            self.candidates.append(Candidates(kernels.vectors(batch.shared, batch.shared_ids), None, wanted.shared))
         self.private = None
         if batch.private is not None and batch.private.numel():
             self.private = PrivateNegatives(kernels, batch.private, batch.private_ids)
+        # The kernel for private negatives makes their gradients together with their part of the queries'.
+        self.with_private = self.private is not None and (wanted.queries or wanted.private)
         self.sizes = workspace.Sizes(
             rows=len(queries),
             columns=[len(candidates.vectors) for candidates in self.candidates],
@@ -87,7 +90,7 @@ class Passes:
         kernels, kept = self.kernels, _checks.kept_gradient_dtype(self.dtype)
         scales = self._scales()
         logsumexp, own_scores = self._statistics_room()
-        grad_queries = kernels.empty(len(self.queries), self.width, dtype=kept)
+        grad_queries = kernels.empty(len(self.queries), self.width, dtype=kept) if self.wanted.queries else None
         grad_private = self._private_room(kept)
         for candidates in self.candidates:
             self._start_gradient(candidates)
@@ -102,15 +105,18 @@ class Passes:
                 blocks.append(block)
             chunk.logsumexp, chunk.mean_score = self._combine(chunk, partials)
             logsumexp[:, chunk.rows], own_scores[:, chunk.rows] = chunk.logsumexp, chunk.own_scores
-            chunk.grad = GradientSum(kernels.empty(len(chunk.vectors), self.width))
+            if self.wanted.queries or self.with_private:
+                chunk.grad = GradientSum(kernels.empty(len(chunk.vectors), self.width))
             for block in blocks:
                 self._differentiate(block, scales)
             radial = self._rows_radial(chunk, scales, grad_private)
             radial_total += radial.sum()
-            self._finish(chunk.vectors, chunk.grad, radial, scales, grad_queries[chunk.rows])
+            if grad_queries is not None and chunk.grad is not None:
+                self._finish(chunk.vectors, chunk.grad, radial, scales, grad_queries[chunk.rows])
         grads = [grad_queries]
         for candidates in self.candidates:
-            grads.append(self._finish_in_place(candidates.vectors, *self._collected(candidates), scales, kept))
+            collected = self._collected(candidates)
+            grads.append(collected and self._finish_in_place(candidates.vectors, *collected, scales, kept))
         return logsumexp, own_scores, self._gradients(grads, grad_private, radial_total)
 
     def blocks(self, logsumexp: Tensor, kept: torch.dtype) -> Gradients:
@@ -121,14 +127,16 @@ class Passes:
         kernels, scales = self.kernels, self._scales()
         rows, columns = workspace.blocks(self.sizes)
         room = self._room(rows, [columns])
-        total = kernels.empty(len(self.queries), self.width)
+        total = kernels.empty(len(self.queries), self.width) if self.wanted.queries or self.with_private else None
         chunks = list(self._chunks(rows))
         for chunk in chunks:
             chunk.logsumexp = logsumexp[:, chunk.rows].contiguous()
-            chunk.grad = GradientSum(total[chunk.rows])
-        grads, grad_private = [], self._private_room(kept)
+            chunk.grad = None if total is None else GradientSum(total[chunk.rows])
+        grads: list[Tensor | None] = []
+        grad_private = self._private_room(kept)
         for candidates in self.candidates:
-            grads.append(kernels.empty(len(candidates.vectors), self.width, dtype=kept))
+            shape = len(candidates.vectors), self.width
+            grads.append(kernels.empty(*shape, dtype=kept) if candidates.wanted else None)
             for start in range(0, len(candidates.vectors), columns):
                 part = self._start_gradient(candidates.part(start, start + columns, kernels.tile))
                 for chunk in chunks:
@@ -136,18 +144,23 @@ class Passes:
                     self._score(block)
                     chunk.mean_score += kernels.combine(block.partials, None, chunk.logsumexp)[1]
                     self._differentiate(block, scales)
-                self._finish(part.vectors, *self._collected(part), scales, grads[-1][start : start + columns])
+                if (out := grads[-1]) is not None and (collected := self._collected(part)) is not None:
+                    self._finish(part.vectors, *collected, scales, out[start : start + columns])
         radial = kernels.zeros(len(self.slices), len(self.queries))
         for chunk in chunks:
-            assert chunk.grad is not None and chunk.logsumexp is not None
-            chunk.grad.result()
+            assert chunk.logsumexp is not None
+            if chunk.grad is not None:
+                chunk.grad.result()
             if self.private is not None:
                 chunk.private = self.private.score(chunk)
                 chunk.mean_score += chunk.private.mean_score(chunk.logsumexp)
             radial[:, chunk.rows] = self._rows_radial(chunk, scales, grad_private)
         radial_total = radial.sum()
-        sums = GradientSum(total, started=True)
-        grads.insert(0, self._finish_in_place(self.queries, sums, radial, scales, kept))
+        grad_queries = None
+        if total is not None and self.wanted.queries:
+            sums = GradientSum(total, started=True)
+            grad_queries = self._finish_in_place(self.queries, sums, radial, scales, kept)
+        grads.insert(0, grad_queries)
         return self._gradients(grads, grad_private, radial_total)
 
     def _scales(self) -> GradientScales:
@@ -177,7 +190,7 @@ class Passes:
         return self.kernels.empty(*shape), self.kernels.empty(*shape)
 
     def _private_room(self, kept: torch.dtype) -> Tensor | None:
-        if self.batch.private is None:
+        if self.batch.private is None or not (self.wanted.private or self.with_private):
             return None
         return self.kernels.empty(*self.batch.private.shape[:2], self.width, dtype=kept)
 
@@ -188,14 +201,16 @@ class Passes:
             yield QueryChunk(start, part, own_scores, mean_score)
 
     def _start_gradient(self, candidates: Candidates) -> Candidates:
-        count = len(candidates.vectors)
-        candidates.grad = GradientSum(self.kernels.empty(count, self.width))
-        candidates.radial = self.kernels.zeros(len(self.slices), count)
+        if candidates.wanted:
+            count = len(candidates.vectors)
+            candidates.grad = GradientSum(self.kernels.empty(count, self.width))
+            candidates.radial = self.kernels.zeros(len(self.slices), count)
         return candidates
 
-    def _collected(self, candidates: Candidates) -> tuple[GradientSum, Tensor]:
-        """(gradient sum, sum_i G s), after the last chunk of queries."""
-        assert candidates.grad is not None and candidates.radial is not None
+    def _collected(self, candidates: Candidates) -> tuple[GradientSum, Tensor] | None:
+        """(gradient sum, sum_i G s), after the last chunk of queries; None if the gradient is not wanted."""
+        if candidates.grad is None or candidates.radial is None:
+            return None
         return candidates.grad, candidates.radial / self.batch.total
 
     def _score(self, block: ScoreBlock) -> int:
@@ -217,22 +232,34 @@ class Passes:
         return self.kernels.combine(partials, extra, None)
 
     def _differentiate(self, block: ScoreBlock, scales: GradientScales) -> None:
-        """Adds the GEMMs H C to the chunk's gradient sum, H^T Q to the candidates', and to their radial parts."""
+        """Adds the GEMMs H C to the chunk's gradient sum, H^T Q to the candidates', and to their radial parts.
+
+        Only the GEMMs whose gradient is wanted.
+        """
         chunk, candidates = block.chunk, block.candidates
+        if chunk.grad is None and candidates.grad is None:
+            return
         radial = self.kernels.gradient_operands(block, scales)
-        assert block.weights is not None and chunk.grad is not None
-        assert candidates.grad is not None and candidates.radial is not None
+        assert block.weights is not None
         for m, columns in enumerate(self.slices):
             operand = block.weights[m, :, : len(candidates.vectors)]
-            left, right = chunk.vectors.features[:, columns], candidates.vectors.features[:, columns]
-            multiply(chunk.grad.value[:, columns], operand, right, add=chunk.grad.started)
-            multiply(candidates.grad.value[:, columns], operand.T, left, add=candidates.grad.started)
-        chunk.grad.started = candidates.grad.started = True
-        candidates.radial += radial
+            if self.wanted.queries and chunk.grad is not None:
+                right = candidates.vectors.features[:, columns]
+                multiply(chunk.grad.value[:, columns], operand, right, add=chunk.grad.started)
+            if candidates.grad is not None:
+                left = chunk.vectors.features[:, columns]
+                multiply(candidates.grad.value[:, columns], operand.T, left, add=candidates.grad.started)
+        if self.wanted.queries and chunk.grad is not None:
+            chunk.grad.started = True
+        if candidates.grad is not None and candidates.radial is not None:
+            candidates.grad.started = True
+            candidates.radial += radial
 
     def _rows_radial(self, chunk: QueryChunk, scales: GradientScales, grad_private: Tensor | None) -> Tensor:
         """sum_j G_ij s_ij [dims, rows]. Writes the private negatives' gradients and adds their part to the rows'."""
-        if self.private is not None and grad_private is not None:
+        if self.private is not None and self.with_private and grad_private is not None:
+            assert chunk.grad is not None
+            chunk.grad.result()  # the kernel adds to it
             self.private.differentiate(chunk, scales, grad_private[chunk.rows])
         radial = chunk.mean_score - chunk.own_scores * LN2
         for m, dim_weight in enumerate(scales.dim_weights):
@@ -260,14 +287,17 @@ class Passes:
             start, stop = stop, 2 * stop
         return out
 
-    def _gradients(self, grads: list[Tensor], grad_private: Tensor | None, radial_total: Tensor) -> Gradients:
-        """As the caller knows the vectors. grads: of queries, positives and perhaps shared negatives."""
-        empty = self.kernels.empty(0, dtype=grads[0].dtype)
-        grads = [*grads, *[empty] * (3 - len(grads)), empty if grad_private is None else grad_private]
+    def _gradients(self, grads: list[Tensor | None], grad_private: Tensor | None, radial_total: Tensor) -> Gradients:
+        """As the caller knows the vectors. grads: of queries, positives and, if there are any, shared negatives."""
+        queries, positives, shared, *_ = *grads, None
+        found = [queries, positives, shared, grad_private if self.wanted.private else None]
         # Columns that pad come off: a copy, but only for sizes that are no multiple of 8.
-        grads = [grad[..., : self.queries.size].contiguous() if grad.dim() > 1 else grad for grad in grads]
-        assert self.kernels.temperature is not None
-        return Gradients(*[*grads, (-radial_total / self.kernels.temperature).to(self.batch.temperature)])
+        cut = [grad if grad is None else grad[..., : self.queries.size].contiguous() for grad in found]
+        tau, tau_grad = self.kernels.temperature, None
+        if self.wanted.temperature:
+            assert tau is not None
+            tau_grad = (-radial_total / tau).to(self.batch.temperature)
+        return Gradients(*[*cut, tau_grad])
 
 
 def norm_part(vectors: Vectors, radial: Tensor) -> Tensor:
@@ -287,4 +317,5 @@ def _on_device(temperature: Tensor, device: torch.device) -> Tensor:
         _checks.temperature_value(value)
         if device.type != "cpu":
             return torch.full((), value, dtype=torch.float32, device=device)
-    return temperature.to(torch.float32)
+        return temperature.to(torch.float32)
+    return _checks.temperature_tensor(temperature).to(torch.float32)

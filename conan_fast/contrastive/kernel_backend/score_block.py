@@ -53,7 +53,10 @@ class GradientSum:
 
     def result(self) -> Tensor:
         """The sum, 0 if nothing was added."""
-        return self.value if self.started else self.value.zero_()
+        if not self.started:
+            self.value.zero_()
+            self.started = True
+        return self.value
 
 
 @dataclass
@@ -62,12 +65,13 @@ class Candidates:
 
     vectors: Vectors
     first_own: int | None  # the column of query 0's own positive (perhaps outside of this part); None: not among these
-    grad: GradientSum | None = None  # None without gradients
+    wanted: bool  # whether their gradient is
+    grad: GradientSum | None = None  # None if it is not wanted
     radial: Tensor | None = None  # [dims, n]: total * sum_i G s
 
     def part(self, start: int, stop: int, tile: int) -> Candidates:
         first_own = None if self.first_own is None else self.first_own - start
-        return Candidates(self.vectors.part(start, stop, tile), first_own)
+        return Candidates(self.vectors.part(start, stop, tile), first_own, self.wanted)
 
 
 class PrivateScores(NamedTuple):
@@ -91,7 +95,7 @@ class QueryChunk:
     mean_score: Tensor  # sum_j weight_j score_j, natural units
     logsumexp: Tensor | None = None  # None: not known yet
     private: PrivateScores | None = None
-    grad: GradientSum | None = None  # None without gradients
+    grad: GradientSum | None = None  # None if it is not wanted
 
     @property
     def rows(self) -> slice:

@@ -1,9 +1,9 @@
 """The torch backend of InfoNCE (see `Backend`): all Matryoshka dims from one pass over the features.
 
-`sweep` makes loss and gradient from one pass over the queries, a chunk of whole rows at a time: 3 GEMMs of 2 N M D
-FLOP, and only chunk rows x candidates x dims elements at a time. Where one process never sees all candidates at once,
-`statistics` of each part (1 GEMM) come first and `gradients` (3 GEMMs, one of them the scores anew) then.
-The mathematics is in score_block.py.
+`sweep` makes loss and gradients from one pass over the queries, a chunk of whole rows at a time: 3 GEMMs of 2 N M D
+FLOP (one for each of scores, queries' and candidates' gradients), and only chunk rows x candidates x dims elements at a
+time. Where one process never sees all candidates at once, `statistics` of each part (1 GEMM) come first and `gradients`
+(3 GEMMs, one of them the scores anew) then. The mathematics is in score_block.py.
 """
 
 from __future__ import annotations
@@ -14,58 +14,78 @@ import torch
 from torch import Tensor
 
 from ... import _checks
-from ..batch import Batch, Gradients, dim_slices
+from ..batch import Batch, Gradients, Wanted
 from ..norms import inverse, prefix_inverse_norms, subtract_norm_part
+from . import one_block
 from .score_block import Candidates, Inputs, QueryChunk, ScoreBlock
 
 # Bound on everything here but inputs, gradients and O(N + M) statistics.
 WORKSPACE_BYTES = 256 << 20
 BLOCK_COLUMNS = 2048
-MAX_CHUNK_ROWS = 1024
+# At 2,048 pairs (D = 384, 5 dims, one thread of an EPYC) 256 rows were as fast as 1,024, with a quarter of the memory.
+CPU_CHUNK_ROWS = 256
+GPU_CHUNK_ROWS = 1024
 
 
-def sweep(batch: Batch, with_gradients: bool) -> tuple[Tensor, Gradients]:
+def sweep(batch: Batch, wanted: Wanted) -> tuple[Tensor, Gradients]:
     """(loss per dim, gradients) of whole rows at once."""
-    inputs = _inputs(batch, with_gradients)
-    losses = inputs.temperature.new_zeros(len(batch.dims))
-    grads = _GradientRoom(inputs, _checks.kept_gradient_dtype(batch.queries.dtype))
-    columns = sum(len(candidates.features) for candidates in inputs.candidates)
-    workspace, step = _workspace(inputs, columns if with_gradients else 0)
+    kept = _checks.kept_gradient_dtype(batch.queries.dtype)
+    if one_block.fits(batch, _most_rows(batch.queries.device), BLOCK_COLUMNS):
+        losses, grads = one_block.sweep(batch, wanted, _temperature(batch))
+    else:
+        losses, grads = _sweep_by_chunks(batch, wanted, kept)
+    *features, tau = grads
+    if tau is not None:
+        tau = tau.to(batch.temperature.device, batch.temperature.dtype)
+    return losses, Gradients(*[*[x if x is None else x.to(kept) for x in features], tau])
+
+
+def _sweep_by_chunks(batch: Batch, wanted: Wanted, kept: torch.dtype) -> tuple[Tensor, Gradients]:
+    inputs = _inputs(batch, wanted)
+    grads, losses = _GradientRoom(inputs, kept), []
+    step, keep = _plan(inputs, sum(part.features.shape[0] for part in inputs.candidates) if any(wanted) else 0)
     for chunk in _chunks(inputs, step):
-        for block in _blocks(chunk, workspace, whole_rows=True):
-            block.collect()
-        losses += (chunk.logsumexp - chunk.own_scores).sum(1) / batch.total
-        if with_gradients:
-            for block in _blocks(chunk, workspace, whole_rows=True):
+        blocks = []
+        for block in _blocks(chunk):
+            block.collect(keep)
+            if any(wanted):
+                blocks.append(block)
+        assert chunk.logsumexp is not None and chunk.own_scores is not None
+        losses.append((chunk.logsumexp - chunk.own_scores).sum(1))
+        if any(wanted):
+            for block in blocks:
                 block.differentiate()
             grads.take(chunk)
-    found = grads.finished()
-    return losses, found._replace(temperature=found.temperature.to(batch.temperature.device, batch.temperature.dtype))
+    if not losses:  # no queries
+        return inputs.queries.new_zeros(len(batch.dims), dtype=inputs.dtype), grads.finished()
+    return sum(losses[1:], losses[0]) / batch.total, grads.finished()
 
 
 def statistics(batch: Batch) -> tuple[Tensor, Tensor]:
     """(logsumexp, own positives' scores), both [dims, N]."""
-    inputs = _inputs(batch, False)
-    logsumexp, own_scores = (inputs.temperature.new_empty(len(batch.dims), len(batch.queries)) for _ in range(2))
-    workspace, step = _workspace(inputs, 0)
+    inputs = _inputs(batch, Wanted())
+    shape = len(batch.dims), len(batch.queries)
+    logsumexp = batch.queries.new_full(shape, -torch.inf, dtype=inputs.dtype)
+    own_scores = torch.zeros_like(logsumexp)
+    step, _ = _plan(inputs, 0)
     for chunk in _chunks(inputs, step):
-        for block in _blocks(chunk, workspace):
-            block.collect()
-        logsumexp[:, chunk.rows], own_scores[:, chunk.rows] = chunk.logsumexp, chunk.own_scores
+        for block in _blocks(chunk):
+            block.collect(keep=False)
+        if chunk.logsumexp is not None:
+            logsumexp[:, chunk.rows] = chunk.logsumexp
+        if chunk.own_scores is not None:
+            own_scores[:, chunk.rows] = chunk.own_scores
     return logsumexp, own_scores
 
 
-def gradients(batch: Batch, logsumexp: Tensor) -> Gradients:
-    """These candidates' part of the gradients, in the accumulation dtype."""
-    inputs = _inputs(batch, True)
-    grads = _GradientRoom(inputs, inputs.temperature.dtype)
-    widest = max((len(candidates.features) for candidates in inputs.candidates), default=0)
-    workspace, step = _workspace(inputs, min(BLOCK_COLUMNS, widest))
+def gradients(batch: Batch, logsumexp: Tensor, wanted: Wanted) -> Gradients:
+    """These candidates' part of the wanted gradients, in the accumulation dtype."""
+    inputs = _inputs(batch, wanted)
+    grads = _GradientRoom(inputs, inputs.dtype)
+    step, _ = _plan(inputs, 0)
     for chunk in _chunks(inputs, step):
         chunk.logsumexp = logsumexp[:, chunk.rows]
-        for block in _blocks(chunk, workspace):
-            for _ in block.scores():
-                pass  # into block.kept
+        for block in _blocks(chunk):
             block.differentiate()
         grads.take(chunk)
     return grads.finished()
@@ -84,72 +104,112 @@ def negative_scores(queries: Tensor, negatives: Tensor) -> Tensor:
 
 
 class _GradientRoom:
-    """The gradients of all inputs, filled chunk by chunk; empty if they are not asked for."""
+    """The wanted gradients of all inputs, filled chunk by chunk."""
 
     def __init__(self, inputs: Inputs, dtype: torch.dtype) -> None:
         self.inputs, self.dtype = inputs, dtype
-        self.queries, self.private = self._room(inputs.queries), self._room(inputs.private)
-        self.radial = torch.zeros_like(inputs.temperature)  # sum of G s over everything
+        self.queries = self._room(inputs.queries, inputs.wanted.queries)
+        self.private = self._room(inputs.private, inputs.wanted.private)
+        self.radial: Tensor | None = None  # sum of G s over everything
 
-    def _room(self, like: Tensor | None) -> Tensor:
-        shape = like.shape if like is not None and self.inputs.with_gradients else (0,)
-        return self.inputs.queries.new_empty(shape, dtype=self.dtype)
+    def _room(self, like: Tensor | None, wanted: bool) -> Tensor | None:
+        return torch.empty(like.shape, dtype=self.dtype, device=like.device) if wanted and like is not None else None
 
     def take(self, chunk: QueryChunk) -> None:
         """A chunk that has seen all its candidates."""
         private_grad = chunk.finish()
-        if private_grad is not None:
+        if self.private is not None and private_grad is not None:
             self.private[chunk.rows] = private_grad
-        self.queries[chunk.rows] = chunk.grad
-        self.radial += chunk.radial.sum()
+        if self.queries is not None and chunk.grad is not None:
+            self.queries[chunk.rows] = chunk.grad
+        if self.inputs.wanted.temperature:
+            radial = chunk.radial.sum()
+            self.radial = radial if self.radial is None else self.radial + radial
 
     def finished(self) -> Gradients:
         """After the last chunk; the temperature's on the queries' device."""
         inputs = self.inputs
-        for part in inputs.candidates if inputs.with_gradients else []:
-            subtract_norm_part(part.grad, part.features, part.inverse_norms, part.radial, inputs.slices)
-        of_candidates = [part.grad.to(self.dtype) for part in inputs.candidates]
-        shared = of_candidates[1] if len(of_candidates) > 1 else self._room(None)
-        return Gradients(self.queries, of_candidates[0], shared, self.private, -self.radial / inputs.temperature)
+        of_candidates: list[Tensor | None] = []
+        for part in inputs.candidates:
+            if part.grad is None or part.radial is None:
+                of_candidates.append(None)
+                continue
+            radial = part.radial * inputs.loss_weights
+            subtract_norm_part(part.grad, part.features, part.inverse_norms, radial, inputs.dims)
+            of_candidates.append(part.grad.to(self.dtype))
+        positives, shared = (*of_candidates, None)[:2]
+        tau = None
+        if inputs.wanted.temperature:
+            radial = inputs.queries.new_zeros((), dtype=inputs.dtype) if self.radial is None else self.radial
+            tau = -radial / inputs.temperature
+        return Gradients(self.queries, positives, shared, self.private, tau)
 
 
-def _inputs(batch: Batch, with_gradients: bool) -> Inputs:
-    dtype, temperature = _checks.accumulation_dtype(batch.queries.dtype), batch.temperature
-    if temperature.device.type == "cpu":  # by value to the device: copying it there would wait
-        _checks.temperature_value(temperature.item())
-        temperature = torch.full((), temperature.item(), dtype=dtype, device=batch.queries.device)
+def _inputs(batch: Batch, wanted: Wanted) -> Inputs:
+    dtype = _checks.accumulation_dtype(batch.queries.dtype)
 
-    def candidates(features: Tensor, ids: Tensor | None, first_own: int | None) -> Candidates:
-        inverse_norms = prefix_inverse_norms(features, batch.dims)
-        shape = features.shape if with_gradients else (0,)
-        grad = torch.zeros(shape, dtype=inverse_norms.dtype, device=features.device)
-        return Candidates(features, ids, first_own, inverse_norms, grad, torch.zeros_like(inverse_norms))
+    def candidates(features: Tensor, ids: Tensor | None, first_own: int | None, wants_grad: bool) -> Candidates:
+        inverse_norms, grad, radial = prefix_inverse_norms(features, batch.dims), None, None
+        if wants_grad:
+            grad = torch.zeros(features.shape, dtype=dtype, device=features.device)
+            radial = torch.zeros_like(inverse_norms)
+        return Candidates(features, ids, first_own, inverse_norms, grad, radial)
 
-    shared = [] if batch.shared is None else [candidates(batch.shared, batch.shared_ids, None)]
+    all_candidates = [candidates(batch.positives, batch.positive_ids, batch.first_positive, wanted.positives)]
+    if batch.shared is not None:
+        all_candidates.append(candidates(batch.shared, batch.shared_ids, None, wanted.shared))
     return Inputs(
         batch.queries,
         batch.query_ids,
         batch.private,
         batch.private_ids,
-        [candidates(batch.positives, batch.positive_ids, batch.first_positive), *shared],
-        dim_slices(batch.dims),
-        temperature.to(dtype),
-        [weight / batch.total for weight in batch.dim_weights],
-        with_gradients,
+        all_candidates,
+        batch.dims,
+        dtype,
+        _temperature(batch),
+        _loss_weights(batch, dtype),
+        wanted,
     )
 
 
-def _workspace(inputs: Inputs, kept_columns: int) -> tuple[Tensor | None, int]:
-    """(room for a chunk's scores of so many columns, rows per chunk)."""
-    queries, dtype, dims = inputs.queries, inputs.temperature.dtype, len(inputs.slices)
-    size, element = queries.shape[1], inputs.temperature.element_size()
-    widest = min(BLOCK_COLUMNS, sum(len(candidates.features) for candidates in inputs.candidates))
-    kept = dims * kept_columns
+def _temperature(batch: Batch) -> Tensor | float:
+    """See Inputs. By value if it is on the host: copying it to a device would wait."""
+    if batch.temperature.device.type != "cpu":
+        return _checks.temperature_tensor(batch.temperature).to(_checks.accumulation_dtype(batch.queries.dtype))
+    temperature = batch.temperature.item()
+    _checks.temperature_value(temperature)
+    return temperature
+
+
+def _loss_weights(batch: Batch, dtype: torch.dtype) -> Tensor | float:
+    """See Inputs. The tensor is made on the device, because copying it there would wait."""
+    weights = [weight / batch.total for weight in batch.dim_weights]
+    if len(set(weights)) == 1:
+        return weights[0]
+    device = batch.queries.device
+    return torch.stack([torch.full((1,), weight, dtype=dtype, device=device) for weight in weights])
+
+
+def _plan(inputs: Inputs, kept_columns: int) -> tuple[int, bool]:
+    """(rows per chunk, whether their exponentials can be kept), where the scores of so many columns are kept."""
+    dims, size, element = len(inputs.dims), inputs.queries.shape[1], inputs.dtype.itemsize
+    widest = min(BLOCK_COLUMNS, sum(part.features.shape[0] for part in inputs.candidates))
     negatives = 0 if inputs.private is None else inputs.private.shape[1] * (3 * size + 5 * dims)
-    per_row = element * (kept + 5 * widest + 3 * size + negatives)
-    upcast = 0 if queries.dtype == dtype else element * widest * size
-    step = max(1, min((WORKSPACE_BYTES - upcast) // per_row, MAX_CHUNK_ROWS, queries.shape[0]))
-    return (torch.empty(kept * step, dtype=dtype, device=queries.device) if kept else None), step
+    upcast = 0 if inputs.queries.dtype == inputs.dtype else widest * size
+    most = min(_most_rows(inputs.queries.device), inputs.queries.shape[0])
+
+    def rows(kept: int) -> int:
+        """At a time there are three blocks at most, beside those that are kept."""
+        per_row = dims * (kept + 3 * widest) + 3 * size + negatives
+        return max(1, min((WORKSPACE_BYTES // element - upcast) // per_row, most))
+
+    keep = rows(2 * kept_columns) == most
+    return rows((1 + keep) * kept_columns), keep
+
+
+def _most_rows(device: torch.device) -> int:
+    """Of a chunk."""
+    return CPU_CHUNK_ROWS if device.type == "cpu" else GPU_CHUNK_ROWS
 
 
 def _chunks(inputs: Inputs, step: int) -> Iterator[QueryChunk]:
@@ -158,13 +218,9 @@ def _chunks(inputs: Inputs, step: int) -> Iterator[QueryChunk]:
         yield QueryChunk(inputs, slice(start, min(start + step, rows)))
 
 
-def _blocks(chunk: QueryChunk, workspace: Tensor | None, whole_rows: bool = False) -> Iterator[ScoreBlock]:
-    """All columns, a block at a time, each with its own place in the workspace, or (not whole_rows) one for all."""
-    used = 0
+def _blocks(chunk: QueryChunk) -> Iterator[ScoreBlock]:
+    """All columns, a block at a time."""
     for candidates in chunk.inputs.candidates:
-        for start in range(0, len(candidates.features), BLOCK_COLUMNS):
-            columns = slice(start, min(start + BLOCK_COLUMNS, len(candidates.features)))
-            block = ScoreBlock(chunk, candidates, columns, None if workspace is None else workspace[used:])
-            if block.kept is not None and whole_rows:
-                used += block.kept.numel()
-            yield block
+        count = candidates.features.shape[0]
+        for start in range(0, count, BLOCK_COLUMNS):
+            yield ScoreBlock(chunk, candidates, slice(start, min(start + BLOCK_COLUMNS, count)))
