@@ -260,12 +260,17 @@ def test_losses_are_pickled(model):
         assert loss.state_dict().keys() == other.state_dict().keys()
 
 
-def test_without_sentence_transformers_the_error_names_the_extra():
+@pytest.mark.parametrize("package", ["transformers", "sentence-transformers"])
+def test_without_the_library_the_error_names_the_extra(package: str):
+    name = package.replace("-", "_")
     code = (
-        "import sys; sys.modules['sentence_transformers'] = None\n"
+        "import importlib.metadata as m\nversion = m.version\n"
+        "def missing(package):\n"
+        f"    if package == {package!r}:\n        raise m.PackageNotFoundError(package)\n    return version(package)\n"
+        "m.version = missing\n"
         "from conan_fast.integrations.sentence_transformers import write_module_files\n"
-        "from conan_fast.integrations.sentence_transformers import InfoNCELoss"
+        f"from conan_fast.integrations.{name} import {'register' if name == 'transformers' else 'InfoNCELoss'}"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "ImportError: conan_fast.integrations.sentence_transformers needs" in result.stderr
-    assert 'pip install "conan-fast[sentence-transformers]"' in result.stderr
+    assert f"ImportError: {package} is not installed" in result.stderr
+    assert f'pip install "conan-fast[{package}]"' in result.stderr

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-try:
-    from sentence_transformers.util import (
-        all_gather,
-        all_gather_with_grad,
-        cos_sim,
-        pairwise_cos_sim,
-        pytorch_cos_sim,
-    )
+from .._requirements import require
 
-    try:
-        from sentence_transformers.sentence_transformer import losses
-    except ImportError:  # before 5.4
-        from sentence_transformers import losses  # type: ignore[no-redef, attr-defined]
-except ImportError as error:
-    raise ImportError(
-        "conan_fast.integrations.sentence_transformers needs sentence-transformers 5.2 or newer: "
-        'pip install "conan-fast[sentence-transformers]"'
-    ) from error
+require("sentence-transformers", extra="sentence-transformers", minimum="5.2")
+
+from sentence_transformers.util import (  # noqa: E402
+    all_gather,
+    all_gather_with_grad,
+    cos_sim,
+    pairwise_cos_sim,
+    pytorch_cos_sim,
+)
+
+try:
+    from sentence_transformers.sentence_transformer import losses
+except ImportError:  # before 5.4
+    from sentence_transformers import losses  # type: ignore[no-redef, attr-defined]
 
 CachedMultipleNegativesRankingLoss = losses.CachedMultipleNegativesRankingLoss
 CoSENTLoss = losses.CoSENTLoss

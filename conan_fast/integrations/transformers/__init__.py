@@ -11,14 +11,18 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from .._requirements import require
 
-from .alpha import soft_mask_alpha
-from .attention import attention_forward
-from .callback import SoftMaskCallback
-from .mask import NAME, create_mask
-from .saved_model import mark_bidirectional
+require("transformers", extra="transformers", minimum="5.2")
+
+from transformers import AttentionInterface, PreTrainedModel  # noqa: E402
+from transformers.masking_utils import AttentionMaskInterface  # noqa: E402
+
+from .alpha import soft_mask_alpha  # noqa: E402
+from .attention import attention_forward  # noqa: E402
+from .callback import SoftMaskCallback  # noqa: E402
+from .mask import NAME, create_mask  # noqa: E402
+from .saved_model import mark_bidirectional  # noqa: E402
 
 __all__ = ["NAME", "SoftMaskCallback", "mark_bidirectional", "register", "soft_mask_alpha"]
 
