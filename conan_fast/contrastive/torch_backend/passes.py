@@ -37,7 +37,7 @@ def sweep(batch: Batch, wanted: Wanted) -> tuple[Tensor, Gradients]:
     *features, tau = grads
     if tau is not None:
         tau = tau.to(batch.temperature.device, batch.temperature.dtype)
-    return losses, Gradients(*[*[x if x is None else x.to(kept) for x in features], tau])
+    return losses, Gradients(*[*[x if x is None or x.dtype == kept else x.to(kept) for x in features], tau])
 
 
 def _sweep_by_chunks(batch: Batch, wanted: Wanted, kept: torch.dtype) -> tuple[Tensor, Gradients]:
