@@ -16,7 +16,7 @@ template <class Plan>
 void launch_tiles(void (*kernel)(AttentionParams), const AttentionParams& params, int tile_rows,
                   const ScheduledOutputs& outputs, const LaunchTarget& target) {
   const int tiles = params.cu_seqlens != nullptr ? launch_schedule(params, tile_rows, outputs, target)
-                                               : params.batch * ((params.tokens + tile_rows - 1) / tile_rows);
+                                                 : params.batch * ((params.tokens + tile_rows - 1) / tile_rows);
   launch(kernel, dim3(tiles, outputs.heads), Plan::kThreads, Plan::kSharedBytes, target, params);
 }
 
