@@ -160,7 +160,7 @@ FAMILIES = {
         BACKWARD, DETERMINISTIC,
     ),
     "schedule_tiles": _of_attention(
-        "before attention of a packed batch: lists its tiles, those of the longest sequences first",
+        "before attention of a packed batch: lists its tiles, those of the longest sequences first; clears unused rows",
         lambda _, c: Work(0.0, 4.0 * (c.batch + 1) + 16.0 * c.batch * -(-c.length // TILE_ROWS)),
     ),
     "prefix_norms": _of_info_nce(

@@ -281,12 +281,13 @@ class TestOnAGpu:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             results = captured()
-        for value, ends in ((0.3, [0, 5, 5, 17]), (1.0, [0, 1, 16, 17]), (0.0, [0, 0, 17, 17])):
+        for value, ends in ((0.3, [0, 5, 5, 17]), (1.0, [0, 1, 16, 17]), (0.0, [0, 0, 17, 17]), (0.3, [0, 3, 5, 9])):
             alpha.fill_(value)
             offsets.copy_(torch.tensor(ends, dtype=torch.int32))
             graph.replay()
             torch.cuda.synchronize()
             assert_same([x.detach() for x in results], [x.detach() for x in captured()], 0)
+            assert all(x[ends[-1] :].eq(0).all() for x in results)
 
     def test_the_current_stream_is_used(self):
         inputs, offsets = packed_inputs("cuda"), OFFSETS.cuda()
