@@ -14,9 +14,6 @@ from .ops import KERNELS
 from .settings import Arguments
 from .soft_mask import SATURATIONS
 
-_PADDED = "B, L, Hq, D", "B, L, Hkv, D", "B, L, Hkv, D"  # q, k, v
-_PACKED = "T, Hq, D", "T, Hkv, D", "T, Hkv, D"
-
 
 def soft_mask_attention(
     q: Tensor,
@@ -79,8 +76,9 @@ def soft_mask_attention_varlen(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
     cu_seqlens, alpha = arguments.cu_seqlens, arguments.alpha
-    for name, value, shape in zip("qkv", (q, k, v), _PADDED if cu_seqlens is None else _PACKED, strict=True):
-        _checks.tensor(name, value, shape)
+    tokens = "B, L" if cu_seqlens is None else "T"
+    for name, value, heads in (("q", q, "Hq"), ("k", k, "Hkv"), ("v", v, "Hkv")):
+        _checks.tensor(name, value, f"{tokens}, {heads}, D")
     q, k, v = _autocast(q, k, v)
     _check_shapes(q, k, v)
     if cu_seqlens is not None:

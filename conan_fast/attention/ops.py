@@ -65,7 +65,7 @@ def backward(grad_out: Tensor, *arguments: Any) -> list[Tensor]:
 def _is_plain(*tensors: Tensor) -> bool:
     """Whether nobody would see the operator in torch's dispatcher, which is then skipped.
 
-    For a short sequence on a CPU the dispatcher takes a quarter of the time of a pass (21 of 83 us, 29 of 119 us).
+    On a CPU it takes a quarter of the time of a short sequence: 21 of 83 us forward, 29 of 119 us backward (8 tokens).
     """
     return (
         not torch.compiler.is_compiling()
