@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks
+from .. import _autocast, _backends, _checks
 from .autograd import attention
 from .ops import KERNELS
 from .settings import Arguments
@@ -79,7 +79,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments) -> Tensor:
     tokens = "B, L" if cu_seqlens is None else "T"
     for name, value, heads in (("q", q, "Hq"), ("k", k, "Hkv"), ("v", v, "Hkv")):
         _checks.tensor(name, value, f"{tokens}, {heads}, D")
-    q, k, v = _autocast(q, k, v)
+    q, k, v = _cast(q, k, v)
     _check_shapes(q, k, v)
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q)
@@ -114,18 +114,12 @@ def _scale(scale: float | None, q: Tensor) -> tuple[float, Tensor | None]:
     return 0.0, torch.ones((), dtype=torch.float64, device="cpu") * scale
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _cast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As torch.autocast passes them to SDPA: in the autocast dtype where autocast is on (float64 stays)."""
-    device = tensors[0].device.type
-    if not _has_autocast(device) or not torch.is_autocast_enabled(device):
+    if not _autocast.enabled(tensors[0].device):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(x if not x.dtype.is_floating_point or x.dtype == torch.float64 else x.to(dtype) for x in tensors)
-
-
-@torch.compiler.assume_constant_result  # torch 2.6 cannot trace the question
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .. import _checks
+from .. import _autocast, _checks
 from . import flops, torch_backend
 from .kernel_backend import KernelAttention
 from .settings import Gradients, Saved, Settings
@@ -78,11 +78,8 @@ def _is_plain(*tensors: Tensor) -> bool:
 
 def _without_autograd(device: torch.device, function: Callable[..., Result], *arguments: Any) -> Result:
     """function(*arguments) below autograd and autocast, as a kernel of torch's own runs."""
-    with torch._C._AutoDispatchBelowAutograd():
-        if not torch.is_autocast_enabled(device.type):
-            return function(*arguments)
-        with torch.autocast(device.type, enabled=False):
-            return function(*arguments)
+    with torch._C._AutoDispatchBelowAutograd(), _autocast.suspended(device):
+        return function(*arguments)
 
 
 def _settings(

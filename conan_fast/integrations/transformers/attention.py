@@ -78,20 +78,13 @@ def attention_forward(
     _check_mask_shape(attention_mask, query)
     q_BLHD, k_BLHD, v_BLHD = (x.transpose(1, 2) for x in (query, key, value))
     mask = found_in_mask(attention_mask)
-    given = {"alpha": alpha, "is_causal": is_causal, "cu_seq_lens_q": cu_seq_lens_q}
-    for name in mask.keywords:
-        if given[name] is None:
-            raise ValueError(f"{name}: the model does not pass it to {type(module).__name__}, so it would be ignored")
-    if cu_seq_lens_q is not None:
-        found = _given_layout(cu_seq_lens_q, cu_seq_lens_k, max_length_q, q_BLHD.shape)
-        if mask.padding and mask.segments is not None and layout.of_segments(mask.segments).tokens is not None:
-            raise ValueError("attention_mask: a batch packed by cu_seq_lens_q has no padding, got a mask with padding")
-    elif cu_seq_lens_k is not None or max_length_q is not None:
-        raise ValueError("cu_seq_lens_q: goes with cu_seq_lens_k and max_length_q, got None")
-    else:
+    _check_received(module, mask, alpha=alpha, is_causal=is_causal, cu_seq_lens_q=cu_seq_lens_q)
+    if cu_seq_lens_q is None and cu_seq_lens_k is None and max_length_q is None:
         found = _layout(module, mask, position_ids, q_BLHD.shape)
+    else:
+        found = _given_layout(cu_seq_lens_q, cu_seq_lens_k, max_length_q, mask, q_BLHD.shape[0])
     _check_window(module, mask, sliding_window, found.reach)
-    if found.cu_seqlens is not None and not mask.padding:
+    if cu_seq_lens_q is not None or (found.cu_seqlens is not None and not mask.padding):
         _check_packable(module)
     alpha = layer_alpha(module, alpha, is_causal, mask.causal)
     options: dict[str, Any] = {"saturation": saturation, "scale": scaling, "deterministic": deterministic}
@@ -129,6 +122,13 @@ def _check_keywords(module: nn.Module, dropout: float, others: dict[str, Any]) -
             f"{NAME} got an unknown keyword, {name}={type(value).__name__}; it takes alpha, saturation, position_ids, "
             "cu_seq_lens_q, max_length_q, is_causal and sliding_window"
         )
+
+
+def _check_received(module: nn.Module, mask: Found, **given: Any) -> None:
+    """The layer got what the model was called with."""
+    for name in mask.keywords:
+        if given[name] is None:
+            raise ValueError(f"{name}: the model does not pass it to {type(module).__name__}, so it would be ignored")
 
 
 def _check_operands(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -188,10 +188,12 @@ def _layout(module: nn.Module, mask: Found, position_ids: Tensor | None, shape: 
 
 
 def _given_layout(
-    cu_seq_lens_q: Tensor, cu_seq_lens_k: Tensor | None, max_length_q: int | None, shape: torch.Size
+    cu_seq_lens_q: Tensor | None, cu_seq_lens_k: Tensor | None, max_length_q: int | None, mask: Found, batch_size: int
 ) -> Layout:
-    if shape[0] != 1:
-        raise ValueError(f"cu_seq_lens_q: a packed batch has one row, got {shape[0]}")
+    if cu_seq_lens_q is None:
+        raise ValueError("cu_seq_lens_q: goes with cu_seq_lens_k and max_length_q, got None")
+    if batch_size != 1:
+        raise ValueError(f"cu_seq_lens_q: a packed batch has one row, got {batch_size}")
     if max_length_q is None:
         raise ValueError("max_length_q: goes with cu_seq_lens_q, got None")
     if cu_seq_lens_q.dtype not in (torch.int32, torch.int64):
@@ -201,6 +203,8 @@ def _given_layout(
         if cu_seq_lens_k.shape != cu_seq_lens_q.shape:
             raise ValueError(f"{message}, got shape {list(cu_seq_lens_k.shape)}")
         torch._assert_async((cu_seq_lens_k == cu_seq_lens_q).all(), message)
+    if mask.padding and mask.segments is not None and layout.of_segments(mask.segments).tokens is not None:
+        raise ValueError("attention_mask: a batch packed by cu_seq_lens_q has no padding, got a mask with padding")
     longest = int(max_length_q)
     return Layout(longest, longest, cu_seq_lens_q.to(torch.int32))
 

@@ -61,16 +61,7 @@ def create_mask(
     if q_length is None or device is None:
         assert cache_position is not None
         q_length, device = cache_position.shape[0], cache_position.device
-    if kv_length != q_length or kv_offset:
-        if attention_mask is not None and kv_offset == 0 and attention_mask.shape[1] == kv_length:
-            raise ValueError(
-                f"attention_mask: got {kv_length} positions for {q_length} tokens; {NAME} expects one per token, and "
-                "does not generate from a cache; load the model with attn_implementation='sdpa' for that"
-            )
-        raise ValueError(
-            f"past_key_values: {NAME} does not generate from a cache, got {kv_length} keys for {q_length} queries; "
-            "load the model with attn_implementation='sdpa' for that"
-        )
+    _check_lengths(q_length, kv_length, kv_offset, attention_mask)
     shape = batch_size, q_length
     if torch.compiler.is_compiling():
         if local_size is not None and q_length > local_size:
@@ -97,6 +88,19 @@ def create_mask(
     padding = attention_mask is not None
     setattr(mask, _ATTRIBUTE, Found(segments, parts.window, padding, causal, call.keywords))
     return mask
+
+
+def _check_lengths(q_length: int, kv_length: int, kv_offset: int, attention_mask: Tensor | None) -> None:
+    if kv_length != q_length or kv_offset:
+        if attention_mask is not None and kv_offset == 0 and attention_mask.shape[1] == kv_length:
+            raise ValueError(
+                f"attention_mask: got {kv_length} positions for {q_length} tokens; {NAME} expects one per token, and "
+                "does not generate from a cache; load the model with attn_implementation='sdpa' for that"
+            )
+        raise ValueError(
+            f"past_key_values: {NAME} does not generate from a cache, got {kv_length} keys for {q_length} queries; "
+            "load the model with attn_implementation='sdpa' for that"
+        )
 
 
 class Found(NamedTuple):
