@@ -139,6 +139,17 @@ def test_a_saved_model_is_bidirectional_in_a_fresh_process(start: Path, tmp_path
     assert json.loads((tmp_path / "again" / "config.json").read_text())["is_causal"] is False
 
 
+def test_a_sentence_transformer_does_not_drop_alpha_without_a_word(start: Path, tmp_path: Path) -> None:
+    model = sentence_trainer(start, tmp_path, SoftMaskCallback()).model
+    features = model.preprocess(TEXTS[:2])
+    with pytest.raises(ValueError, match="alpha: the model does not pass it to LlamaAttention"):
+        model(dict(features), alpha=0.3)
+    with pytest.raises(ValueError, match="does not use: .'alpha'"):
+        model.encode(TEXTS, alpha=0.3)
+    soft_mask_alpha(model, 0.3)
+    model(dict(features))
+
+
 def test_a_config_marked_as_bidirectional_does_not_load_in_transformers_4(tmp_path: Path) -> None:
     """4.x ignores is_causal. It reads `pruned_heads` as below (configuration_utils.py, from_dict); 5.x does not."""
     model = families.model("llama", NAME)

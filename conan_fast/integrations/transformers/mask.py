@@ -141,12 +141,14 @@ class Call(NamedTuple):
         """Read from the variables of the forward methods that lead here: they call transformers, which calls us.
 
         Where a model is bidirectional, transformers does not look for packed texts in position_ids, and not all models
-        pass them to their layers (ModernBERT does not), nor all keywords (StableLM passes none). Without this look,
-        texts would see each other, or alpha would be ignored, and nothing would say so.
+        pass them to their layers (ModernBERT does not), nor all keywords (StableLM passes none, SentenceTransformer
+        drops alpha). Without this look, texts would see each other, or alpha would be ignored, and nothing would say
+        so.
         """
         position_ids, keywords, frame = None, set(), sys._getframe(2)
-        for _ in range(16):
-            if isinstance(frame.f_locals.get("self"), PreTrainedModel):
+        for _ in range(48):
+            module = frame.f_locals.get("self")
+            if isinstance(module, PreTrainedModel) or type(module).__module__.startswith("sentence_transformers."):
                 if position_ids is None:
                     position_ids = frame.f_locals.get("position_ids")
                 given = frame.f_locals.get("kwargs") or {}
