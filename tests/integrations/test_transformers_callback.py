@@ -144,7 +144,7 @@ def test_a_sentence_transformer_does_not_drop_alpha_without_a_word(start: Path, 
     features = model.preprocess(TEXTS[:2])
     with pytest.raises(ValueError, match="alpha: the model does not pass it to LlamaAttention"):
         model(dict(features), alpha=0.3)
-    with pytest.raises(ValueError, match="does not use: .'alpha'"):
+    with pytest.raises(ValueError, match=r"does not use: .'alpha'"):
         model.encode(TEXTS, alpha=0.3)
     soft_mask_alpha(model, 0.3)
     model(dict(features))
