@@ -92,6 +92,25 @@ def test_a_window_that_layers_are_not_told_of_is_seen_in_the_mask() -> None:
         built(config, NAME)(input_ids=ids(1, 6))
 
 
+def test_a_window_is_not_lost_with_a_copied_mask() -> None:
+    """As accelerate copies masks for models on several devices."""
+    config = transformers.Qwen2MoeConfig(
+        **{**GQA, **LAYERS}, use_sliding_window=True, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8,
+        shared_expert_intermediate_size=8, max_window_layers=1,
+    )  # fmt: skip
+    config.sliding_window = 4
+    model = built(config, NAME).float()  # experts have no float64
+
+    def copied(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "attention_mask": kwargs["attention_mask"].clone()}
+
+    for layer in model.layers:
+        layer.register_forward_pre_hook(copied, with_kwargs=True)
+    model(input_ids=ids(1, 4))
+    with pytest.raises(ValueError, match="got one of 4 and a sequence of 6 tokens"):
+        model(input_ids=ids(1, 6))
+
+
 def test_chunked_attention_is_refused_where_it_matters() -> None:
     layer = {"intermediate_size_mlp": 48, "num_local_experts": 1, "num_experts_per_tok": 1, "moe_layers": []}
     config = transformers.Llama4TextConfig(**GQA, **layer, attention_chunk_size=4, head_dim=8, no_rope_layers=[1, 0])

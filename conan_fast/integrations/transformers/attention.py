@@ -213,10 +213,11 @@ def _check_window(module: nn.Module, mask: Found, sliding_window: int | None, re
     for name, size in (("sliding_window", sliding_window), ("sliding window of the mask", mask.window)):
         if size is not None and reach > size:
             raise window_error(name, size, reach)
+    if sliding_window is not None or mask.segments is None or mask.complete or torch.compiler.is_compiling():
+        return
+    # The mask was copied or is the caller's, and some models do not tell their layers of their window.
     window = getattr(getattr(module, "config", None), "sliding_window", None)
-    lost = mask.segments is not None and not mask.complete and not torch.compiler.is_compiling()
-    if sliding_window is None and window is not None and lost and reach > window:
-        # The mask was copied or is the caller's, and some models do not tell their layers of their window.
+    if window is not None and reach > window:
         raise window_error("sliding_window of the config", window, reach)
 
 
