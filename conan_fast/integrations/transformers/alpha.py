@@ -120,7 +120,7 @@ def layer_alpha(
         expected, got = ("causal", "bidirectional")[:: 1 if default == 0.0 else -1]
         raise ValueError(
             f"attention mask: {type(layer).__name__} is {expected}, and the mask of this batch {got}; pass alpha, or "
-            "load the model with attn_implementation='sdpa'"
+            "load the model with another attn_implementation"
         )
     return default
 

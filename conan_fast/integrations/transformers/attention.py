@@ -102,7 +102,7 @@ def attention_forward(
 
 
 def _refuse(name: str, what: str) -> NoReturn:
-    raise ValueError(f"{name}: {NAME} does not support {what}; load the model with attn_implementation='sdpa'")
+    raise ValueError(f"{name}: {NAME} does not support {what}; load the model with another attn_implementation")
 
 
 def _check_keywords(module: nn.Module, dropout: float, others: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def _check_operands(module: nn.Module, query: Tensor, key: Tensor, value: Tensor
     if key.shape[2] != query.shape[2]:
         raise ValueError(
             f"key: {key.shape[2]} positions for {query.shape[2]} queries; {NAME} does not generate from a cache, and "
-            "has no cross-attention; load the model with attn_implementation='sdpa' for that"
+            "has no cross-attention; load the model with another attn_implementation for that"
         )
     if value.shape[-1] > query.shape[-1]:
         _refuse("value", f"values wider ({value.shape[-1]}) than queries ({query.shape[-1]})")

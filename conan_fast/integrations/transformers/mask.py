@@ -26,7 +26,7 @@ UNKNOWN = torch.int8  # dtype of a mask while torch.compile traces: packed or no
 _ATTRIBUTE = "_conan_fast_mask"
 _NEITHER = (
     f"{NAME} replaces a causal or bidirectional mask, got one that is neither (a window, chunks, blocks, images?); "
-    "load the model with attn_implementation='sdpa'"
+    "load the model with another attn_implementation"
 )
 MaskFunction = Callable[..., Any]
 
@@ -74,7 +74,7 @@ def create_mask(
         layout.of_segments(segments, position_ids)
     elif parts.packing is not None:
         segments = parts.packing - parts.packing[:, :1] + 1  # from 1
-    elif position_ids is not None:
+    elif position_ids is not None and "cu_seq_lens_q" not in call.keywords:  # which say it without a look at a tensor
         found = layout.of_positions(position_ids, batch_size)
         if found.cu_seqlens is not None:
             segments = layout.segments_of_positions(position_ids).expand(batch_size, -1)
@@ -95,11 +95,11 @@ def _check_lengths(q_length: int, kv_length: int, kv_offset: int, attention_mask
         if attention_mask is not None and kv_offset == 0 and attention_mask.shape[1] == kv_length:
             raise ValueError(
                 f"attention_mask: got {kv_length} positions for {q_length} tokens; {NAME} expects one per token, and "
-                "does not generate from a cache; load the model with attn_implementation='sdpa' for that"
+                "does not generate from a cache; load the model with another attn_implementation for that"
             )
         raise ValueError(
             f"past_key_values: {NAME} does not generate from a cache, got {kv_length} keys for {q_length} queries; "
-            "load the model with attn_implementation='sdpa' for that"
+            "load the model with another attn_implementation for that"
         )
 
 
@@ -126,7 +126,7 @@ def found_in_mask(attention_mask: Tensor | None) -> Found:
 def window_error(name: str, window: int, longest: int) -> ValueError:
     return ValueError(
         f"{name}: {NAME} has no sliding window, got one of {window} and a sequence of {longest} tokens; cut texts to "
-        f"{window} tokens, or load the model with attn_implementation='sdpa'"
+        f"{window} tokens, or load the model with another attn_implementation"
     )
 
 
@@ -258,7 +258,7 @@ def _traced_mask(
     if use_vmap:
         raise ValueError(
             f"attention mask: under torch.compile {NAME} does not support a mask to which the model adds parts of its "
-            "own; do not compile it, or load the model with attn_implementation='sdpa'"
+            "own; do not compile it, or load the model with another attn_implementation"
         )
     batch_size, length = shape
     rows, tokens = torch.arange(batch_size, device=device)[:, None], torch.arange(length - 1, device=device)[None]
