@@ -35,11 +35,17 @@ def facts(device: torch.device) -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "packages": {name: _version(name) for name in sorted(PACKAGES)},
-        "conan_fast": build_info(),
+        "conan_fast": _installation(),
         "git_commit": os.environ.get("CONAN_FAST_COMMIT") or _output("git", "rev-parse", "HEAD"),
         "uncommitted_changes": _output("git", "status", "--porcelain", "--untracked-files=no"),
         "csrc_sha256": csrc_sha256(),
     }
+
+
+def _installation() -> dict[str, Any]:
+    """`build_info` without the reasons why backends are missing: they may name folders of this machine."""
+    facts = build_info()
+    return {**facts, "missing_backends": sorted(facts["missing_backends"])}
 
 
 def csrc_sha256() -> str:

@@ -210,6 +210,12 @@ def measured(suite: Suite, out: Path, progress: rounds.Progress | None = None, *
     return measure_suite(suite, CPU, out, Selection(**selection), progress or rounds.Progress())
 
 
+def test_a_result_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "build_info", lambda: {"missing_backends": {"cuda": f"not built in {ROOT}"}})
+    facts = machine.facts.__wrapped__(torch.device("cpu"))  # not the one that is kept
+    assert facts["conan_fast"] == {"missing_backends": ["cuda"]} and str(ROOT) not in json.dumps(facts)
+
+
 @pytest.mark.usefixtures("quick")
 def test_result_file(tmp_path: Path) -> None:
     out = tmp_path / "new" / "result.json"

@@ -207,10 +207,12 @@ def test_lengths_of_packed_texts_that_contradict_each_other_are_refused(llama: n
         ({"cu_seq_lens_q": lengths.float(), "max_length_q": 3}, TypeError, "must be int32 or int64, got torch.float32"),
         ({"cu_seq_lens_k": lengths}, ValueError, "cu_seq_lens_q: goes with"),
         ({"max_length_q": 3}, ValueError, "cu_seq_lens_q: goes with"),
+        ({"seq_idx": torch.tensor([[0, 0, 0, 1, 1, 1]])}, ValueError, "seq_idx: got several sequences"),
     ]
     for keywords, error, message in cases:
         with pytest.raises(error, match=message):
             llama(input_ids=ids(1, 6), **keywords)
+    llama(input_ids=ids(1, 6), seq_idx=torch.zeros(1, 6, dtype=torch.int32))
 
 
 def test_values_wider_than_queries_are_refused(llama: nn.Module) -> None:

@@ -27,6 +27,9 @@ from .saved_model import mark_bidirectional  # noqa: E402
 __all__ = ["NAME", "SoftMaskCallback", "mark_bidirectional", "register", "soft_mask_alpha"]
 
 
+_REFUSING = "_conan_fast_refuses"
+
+
 def register() -> str:
     """Make `NAME` known to transformers; may be called more than once. Returns the name.
 
@@ -36,7 +39,7 @@ def register() -> str:
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, create_mask)
     method = PreTrainedModel.get_correct_attn_implementation
-    if not hasattr(method, "__wrapped__"):
+    if not hasattr(method, _REFUSING):
         setattr(PreTrainedModel, method.__name__, _refusing(method))
     return NAME
 
@@ -51,4 +54,5 @@ def _refusing(method: Callable[..., str]) -> Callable[..., str]:
             )
         return method(self, requested, *args, **kwargs)
 
+    setattr(get_correct_attn_implementation, _REFUSING, True)
     return get_correct_attn_implementation

@@ -19,7 +19,7 @@ from .mask import NAME, Found, found_in_mask, window_error
 HARMLESS = frozenset(
     {
         "cache_position", "logits_to_keep", "max_length_k", "num_items_in_batch", "output_hidden_states",
-        "output_router_logits", "past_key_values", "position_embeddings", "return_dict", "seq_idx", "use_cache",
+        "output_router_logits", "past_key_values", "position_embeddings", "return_dict", "use_cache",
     }
 )  # fmt: skip
 REFUSED = {
@@ -51,6 +51,7 @@ def attention_forward(
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
+    seq_idx: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Soft-masked attention of one layer.
@@ -83,6 +84,8 @@ def attention_forward(
         found = _layout(module, mask, position_ids, q_BLHD.shape)
     else:
         found = _given_layout(cu_seq_lens_q, cu_seq_lens_k, max_length_q, mask, q_BLHD.shape[0])
+    if seq_idx is not None and found.cu_seqlens is None:
+        _check_one_sequence(seq_idx)
     _check_window(module, mask, sliding_window, found.reach)
     if cu_seq_lens_q is not None or (found.cu_seqlens is not None and not mask.padding):
         _check_packable(module)
@@ -129,6 +132,14 @@ def _check_received(module: nn.Module, mask: Found, **given: Any) -> None:
     for name in mask.keywords:
         if given[name] is None:
             raise ValueError(f"{name}: the model does not pass it to {type(module).__name__}, so it would be ignored")
+
+
+def _check_one_sequence(seq_idx: Tensor) -> None:
+    """Nothing else says that the batch is packed: then this has to say the same."""
+    layout.raise_if(
+        (seq_idx != seq_idx[..., :1]).any(),
+        "seq_idx: got several sequences; the attention reads position_ids or cu_seq_lens_q, pass one of them too",
+    )
 
 
 def _check_operands(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> None:

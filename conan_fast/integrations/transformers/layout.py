@@ -46,7 +46,7 @@ def of_segments(segments_BL: Tensor, position_ids: Tensor | None = None) -> Layo
     def find() -> Layout:
         if position_ids is not None:
             same = (segments_BL[:, 1:] == segments_BL[:, :-1]) & (segments_BL[:, 1:] != 0)
-            _refuse(
+            raise_if(
                 ((position_ids.diff(dim=1) <= 0) & same).any(),
                 "attention_mask: got a mask and position_ids that begin anew within its sequences; leave the mask out "
                 "for a packed batch",
@@ -69,7 +69,7 @@ def of_positions(position_ids: Tensor, batch_size: int) -> Layout:
         begins = position_ids.diff(dim=1) != 1
         elsewhere = begins & (position_ids[:, 1:] != position_ids[:, :1])
         constant = (position_ids == position_ids[:, :1]).all() if position_ids.shape[1] > 2 else elsewhere.any()
-        _refuse(
+        raise_if(
             elsewhere.any() | constant,
             "position_ids: expected those of texts, rising by 1 and beginning anew with each text, got others; if they "
             "are not positions of tokens, pass attention_mask (1 for each token)",
@@ -81,7 +81,7 @@ def of_positions(position_ids: Tensor, batch_size: int) -> Layout:
 
 def refuse_restarts(position_ids: Tensor) -> None:
     """Raises ValueError for positions by axis of an image, [axes, B, L], of packed texts."""
-    _refuse(
+    raise_if(
         (position_ids[0, :, 1:] < position_ids[0, :, :1] + 1).any(),
         "position_ids: packed texts with positions by axis of an image are not supported; pad them",
     )
@@ -112,7 +112,8 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version  # tensors of inference mode do not count their changes
 
 
-def _refuse(wrong: Tensor, message: str) -> None:
+def raise_if(wrong: Tensor, message: str) -> None:
+    """Raises ValueError where a 0-dim bool tensor is true; from a compiled graph RuntimeError, without waiting."""
     if torch.compiler.is_compiling():
         torch._assert_async(~wrong, message)
     elif bool(wrong):
